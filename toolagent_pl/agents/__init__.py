@@ -1,0 +1,6 @@
+"""Agents: networks that choose the next token."""
+
+from toolagent_pl.agents.actor_critic import ActorCritic
+from toolagent_pl.agents.agent import Agent
+
+__all__ = ["ActorCritic", "Agent"]

@@ -1,0 +1,19 @@
+"""Lightning callbacks: what happens around the updates."""
+
+from toolagent_pl.callbacks.checkpoint import Checkpoint
+from toolagent_pl.callbacks.curriculum import CurriculumCallback
+from toolagent_pl.callbacks.finite import StopOnNonFinite
+from toolagent_pl.callbacks.progress import EpochLines, ProgressBar
+from toolagent_pl.callbacks.samples import PredictionWriter, SampleTrajectories
+from toolagent_pl.callbacks.solved import StopWhenSolved
+
+__all__ = [
+    "Checkpoint",
+    "CurriculumCallback",
+    "EpochLines",
+    "PredictionWriter",
+    "ProgressBar",
+    "SampleTrajectories",
+    "StopOnNonFinite",
+    "StopWhenSolved",
+]

@@ -1,0 +1,218 @@
+"""The command line: ``python -m toolagent_pl fit | validate | test | predict``."""
+
+import gc
+
+gc.disable()  # collecting while the libraries load, and again at exit, costs a third of the start-up time
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from toolagent_pl.callbacks import (
+    Checkpoint,
+    CurriculumCallback,
+    EpochLines,
+    PredictionWriter,
+    ProgressBar,
+    SampleTrajectories,
+    StopOnNonFinite,
+    StopWhenSolved,
+)
+from toolagent_pl.callbacks.finite import NonFiniteError
+from toolagent_pl.module import ToolAgent
+from toolagent_pl.problems.datamodule import ProblemDataModule
+from toolagent_pl.report import print_report
+
+gc.freeze()
+gc.enable()
+
+LOG_NAME = "lightning_logs"
+USAGE_ERROR = 2
+RUN_ERROR = 1
+
+
+def one_line(message: str) -> str:
+    """The telling line of an error message of several lines, with the option first."""
+    if own := re.findall(r"^[\s-]*([\w./+, ]+: got .*)$", message, re.MULTILINE):
+        return own[-1]
+    key = re.search(r'[Kk]ey "([^"]+)"', message)
+    value = re.search(r"Given value: (.*)", message)
+    expected = re.findall(r"Expected (?:an? )?(.*?)(?:, but got .*)?$", message, re.MULTILINE)
+    if key and value and expected:
+        option = key[1].replace(".init_args", "")
+        types = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", e).replace("NoneType", "null") for e in expected]
+        return f"{option}: got {value[1]}, expected {' or '.join(dict.fromkeys(types))}"
+    return " ".join(message.split())
+
+
+class ArgumentParser(LightningArgumentParser):
+    """Says in one line what is wrong, instead of printing all options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the line and exit with code 2."""
+        if not self.exit_on_error:  # a parser of a nested class: the one around it wants the exception
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        if match := re.match(r"[Uu]nrecognized arguments: --([\w.+-]+)|.*does not accept option '([\w.]+)'", message):
+            unknown = match[1] or match[2]
+            options = [o[2:] for action in parser._actions for o in action.option_strings if o.startswith("--")]
+            near = difflib.get_close_matches(unknown, options, n=2, cutoff=0.7)
+            hint = f", did you mean --{' or --'.join(near)}?" if near else "; --help lists all of them"
+            message = f"unknown option --{unknown}{hint}"
+        self.exit(USAGE_ERROR, f"error: {one_line(message)}\n")
+
+
+class Started(Callback):
+    """Tells errors of the configuration, which come before the work, from errors while working."""
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The work begins."""
+        self.started = True
+
+    on_validation_start = on_test_start = on_predict_start = on_train_start
+
+
+class LogConfig(SaveConfigCallback):
+    """Saves the configuration of a run as a file, and among TensorBoard's hyper-parameters."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand it to the loggers."""
+        flat = {
+            key: value if isinstance(value, int | float | str) else str(value)
+            for key, value in vars(self.config.clone().as_flat()).items()
+            if value is not None and not key.startswith(("config", "trainer.callbacks", "ckpt_path"))
+        }
+        for logger in trainer.loggers:
+            logger.log_hyperparams(flat)
+
+
+class ToolAgentCLI(LightningCLI):
+    """LightningCLI with this project's callbacks, one-line errors, and a report at the end of ``fit``."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that have options, and tie together what must agree."""
+        parser.add_lightning_class_args(CurriculumCallback, "curriculum")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(SampleTrajectories, "samples")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.link_arguments("data.stages", "model.stages")
+        parser.link_arguments("seed_everything", "data.seed", int)
+        parser.link_arguments("seed_everything", "model.seed", int)
+        parser.set_defaults({"curriculum.advance_at": 0.99, "curriculum.review": 0.05})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and look at the checkpoint before anything is built."""
+        super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        if options.ckpt_path == "last":
+            options.ckpt_path = self._last_checkpoint(options)
+        if options.ckpt_path:
+            self._check_checkpoint(options.ckpt_path)
+        elif self.config.subcommand != "fit":
+            parser.error("ckpt_path: got none, expected the path of a checkpoint, or last")
+
+    def _last_checkpoint(self, options: Namespace) -> str:
+        """The newest ``last.ckpt`` among the runs below the root directory."""
+        root = Path(options.trainer.default_root_dir or ".") / LOG_NAME
+        found = sorted(root.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            self.parser.error(f"ckpt_path: got last, expected a run with checkpoints/last.ckpt in {root}")
+        return str(found[-1])
+
+    def _check_checkpoint(self, path: str) -> None:
+        if not os.path.isfile(path):
+            self.parser.error(f"ckpt_path: got {path}, expected a file that exists")
+        try:
+            checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+            complete = {"state_dict", "pytorch-lightning_version"} <= set(checkpoint)
+        except Exception:  # whatever is wrong inside a broken file
+            complete = False
+        if not complete:
+            self.parser.error(
+                f"ckpt_path: got {path}, expected a checkpoint; this file is something else, or cut short"
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the options alone: Lightning would let those in a checkpoint override the command line."""
+
+    def instantiate_classes(self) -> None:
+        """Build everything; what cannot be built is an error of the configuration."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            self.parser.error(str(error), error)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with what every run has."""
+        options = self.config_init[self.subcommand].trainer
+        self.started = Started()
+        callbacks = [*(options.callbacks or []), StopOnNonFinite(), self.started]
+        if self.subcommand == "fit":
+            callbacks.append(StopWhenSolved())
+        if options.enable_progress_bar is not False:
+            terminal = sys.stderr.isatty()
+            callbacks.append(ProgressBar() if terminal else EpochLines())
+            kwargs["enable_progress_bar"] = terminal
+        if options.logger in (None, True):
+            root = options.default_root_dir or "."
+            kwargs["logger"] = TensorBoardLogger(root, name=LOG_NAME, default_hp_metric=False)
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        data = self.datamodule
+        try:
+            data.check_split(self.trainer.world_size)  # before any other rank is started
+            super()._run_subcommand(subcommand)
+        except NonFiniteError as error:
+            sys.exit(f"error: {one_line(str(error))}")
+        except (ValueError, MisconfigurationException) as error:
+            if self.started.started:
+                raise
+            self.parser.error(str(error), error)
+
+    def after_fit(self) -> None:
+        """Test on all problems, and print what came out."""
+        if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if self.trainer.is_global_zero:
+            print_report(self.model, self.trainer.callback_metrics)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()  # advertisements
+    )
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning's, not ours
+    ToolAgentCLI(
+        ToolAgent,
+        ProblemDataModule,
+        save_config_callback=LogConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        parser_class=ArgumentParser,
+        trainer_defaults={
+            "max_epochs": 300,
+            "log_every_n_steps": 10,
+            "gradient_clip_val": 1.0,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+        },
+        args=args,
+    )

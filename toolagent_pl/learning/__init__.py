@@ -1,0 +1,1 @@
+"""Learning: rollouts, and the losses that are computed from them."""

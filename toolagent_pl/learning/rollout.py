@@ -1,0 +1,81 @@
+"""Rollouts: an agent acts on a machine, a whole batch of episodes at once."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from toolagent_pl.agents import Agent
+from toolagent_pl.machines import Machine, MachineState
+from toolagent_pl.problems import Problems
+from toolagent_pl.randomness import Purpose, random_uniform
+from toolagent_pl.tokens import PADDING, Token
+
+MAX_HORIZON = 64  # draws of action noise that are set aside for each problem
+
+
+class Rollout(NamedTuple):
+    """``B`` episodes of at most ``T`` steps.
+
+    Attributes:
+        problems: The problems worked on.
+        choices: int64 ``[T, B]``, actions taken as positions in the agent's list of actions.
+        tokens: int64 ``[T, B]``, the same as tokens.
+        mask: bool ``[T, B]``, whether the episode was still running when the action was chosen.
+        states: ``T + 1`` states of the machine, the first of them before any action.
+    """
+
+    problems: Problems
+    choices: Tensor
+    tokens: Tensor
+    mask: Tensor
+    states: list[MachineState]
+
+    @property
+    def final(self) -> MachineState:
+        """State of the machine after the last action."""
+        return self.states[-1]
+
+    @property
+    def heard(self) -> Tensor:
+        """Tokens that the agent hears before each choice, int64 ``[T, B]``: CTX, then its own."""
+        return torch.cat([torch.full_like(self.tokens[:1], Token.CTX), self.tokens[:-1]])
+
+
+@torch.no_grad()
+def rollout(agent: Agent, machine: Machine, problems: Problems, horizon: int, seed: int | None = None) -> Rollout:
+    """Let the agent act.
+
+    Args:
+        horizon: Most actions in an episode, ``T``.
+        seed: Seed of the action noise, which is a function of (seed, number of the problem, step), so that it
+            does not depend on how a batch is split. None chooses the likeliest action instead.
+    """
+    hidden = agent.encode(problems)
+    heard = torch.full_like(problems.stage, Token.CTX)
+    state = machine.start(problems)
+    states, choices, tokens, mask = [state], [], [], []
+    if seed is not None:
+        steps = torch.arange(horizon, device=problems.device)[:, None]
+        noise = random_uniform(seed, Purpose.ACTION, problems.number * MAX_HORIZON + steps)  # [T, B]
+    for t in range(horizon):
+        hidden = agent.step(hidden, heard)
+        log_policy = agent.log_policy(hidden)  # [B, A]
+        if seed is None:
+            choice = log_policy.argmax(1)
+        else:
+            # Inverse transform sampling: how many cumulated probabilities lie below the noise.
+            below = log_policy.exp().cumsum(1)[:, :-1] < noise[t, :, None]
+            choice = below.sum(1)
+        heard = agent.actions[choice]
+        choices.append(choice)
+        tokens.append(heard)
+        mask.append(~state.done)
+        state = machine.step(state, heard)
+        states.append(state)
+    return Rollout(problems, torch.stack(choices), torch.stack(tokens), torch.stack(mask), states)
+
+
+def visible_actions(rollout: Rollout) -> Tensor:
+    """Tokens of the episodes, int64 ``[B, T]``, padded after their ends."""
+    return rollout.tokens.masked_fill(~rollout.mask, PADDING).T

@@ -1,0 +1,206 @@
+"""The LightningModule: an agent, the machine it acts on, the reward, and the algorithm that it learns by."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from toolagent_pl.agents import ActorCritic, Agent
+from toolagent_pl.learning.algorithms import A2C, Algorithm
+from toolagent_pl.learning.losses import LossTerms
+from toolagent_pl.learning.rollout import MAX_HORIZON, Rollout, rollout
+from toolagent_pl.machines import CalculatorMachine, Machine
+from toolagent_pl.machines.rewards import OutcomeReward, Reward
+from toolagent_pl.metrics import StageMean
+from toolagent_pl.problems import Ladder, Problems
+from toolagent_pl.tokens import Token
+
+CHECKPOINT_KEY = "toolagent_pl"
+CHECKPOINT_FORMAT = 1
+
+
+class ToolAgent(LightningModule):
+    """Learns to call tools by reinforcement.
+
+    Args:
+        stages: Names of the stages, easiest first; with the command line, those of the data.
+        agent: Makes the agent from the number of stages.
+        machine: Executes the tools. Its step limit is the length of a rollout.
+        reward: What episodes pay.
+        algorithm: What is learned from them.
+        learning_rate: Of Adam. The command line's ``--optimizer`` and ``--lr_scheduler`` replace Adam.
+        seed: Seed of the action noise.
+
+    Raises:
+        ValueError: If the parts do not fit together, for example a step limit that no program of a stage
+            fits into.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[str] = ("T0", "T1", "T2"),
+        agent: Callable[[int], Agent] = ActorCritic,
+        machine: Machine[Any] | None = None,
+        reward: Reward | None = None,
+        algorithm: Algorithm | None = None,
+        learning_rate: float = 3e-3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.ladder = Ladder(stages)
+        self.agent = agent(len(self.ladder))
+        self.machine: Machine[Any] = machine or CalculatorMachine(max_steps=10)
+        self.reward = reward or OutcomeReward()
+        self.algorithm = algorithm or A2C()
+        if not learning_rate > 0:
+            raise ValueError(f"model.learning_rate: got {learning_rate}, expected more than 0")
+        self.learning_rate, self.seed = learning_rate, seed
+        self._check()
+        self.accuracy = StageMean(len(self.ladder))
+        self.mean_reward = StageMean(len(self.ladder))
+
+    def _check(self) -> None:
+        """Refuse parts that cannot lead to a right run."""
+        self.machine.check_ladder(self.ladder.stages)
+        self.reward.check_machine(self.machine)
+        limit = self.machine.max_steps
+        self.horizon = limit or MAX_HORIZON
+        if limit is None or limit > MAX_HORIZON:
+            raise ValueError(f"model.machine.max_steps: got {limit}, expected a number up to {MAX_HORIZON}")
+        allowed = {Token(token) for token in self.agent.actions.tolist()}
+        for stage in self.ladder.stages:
+            program = self.machine.shortest_program(stage)
+            written = " ".join(map(str, program))
+            if len(program) > limit:
+                raise ValueError(
+                    f"model.machine.max_steps: got {limit}, expected at least {len(program)}, "
+                    f"the length of the shortest program of {stage.name} ({written})"
+                )
+            if missing := sorted(set(program) - allowed):
+                raise ValueError(
+                    f"model.agent.actions: got no {', '.join(map(str, missing))}, "
+                    f"expected all of {written}, the shortest program of {stage.name}"
+                )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def training_step(self, problems: Problems, batch_idx: int) -> Tensor:
+        """Roll out, score, and return the loss."""
+        episodes = rollout(self.agent, self.machine, problems, self.horizon, self.seed)
+        rewards = self.reward(self.machine, episodes.final, episodes.tokens)
+        hidden = self.agent.unroll(self.agent.encode(problems), episodes.heard)
+        terms = self.algorithm(
+            episodes, rewards, self.agent.log_policy(hidden), self.agent.state_value(hidden), self._mean_over_ranks
+        )
+        if self._is_logging_step():
+            self._log_training(episodes, rewards, terms)
+        return terms.loss
+
+    def _mean_over_ranks(self, tensor: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return tensor
+        reduced = self.trainer.strategy.reduce(tensor, reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    def _is_logging_step(self) -> bool:
+        """Whether Lightning writes out what is logged in this step."""
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def _log_training(self, episodes: Rollout, rewards: Tensor, terms: LossTerms) -> None:
+        """Log the terms of the loss and what the agent did. Not in every step: ``log`` costs 0.2 ms a name."""
+        steps = episodes.final.steps.sum()
+        calls = (episodes.tokens[..., None] == self.agent.actions) & episodes.mask[..., None]  # [T, B, A]
+        names = [f"tools/{Token(token)}" for token in self.agent.actions.tolist()]
+        values = {
+            "train/reward": rewards.sum(0).mean(),
+            "train/accuracy": self.machine.outcome(episodes.final).correct.float().mean(),
+            "train/loss": terms.loss.detach(),
+            "train/policy_loss": terms.policy_loss.detach(),
+            "train/value_loss": terms.value_loss.detach(),
+            "train/entropy": terms.entropy.detach(),
+            "train/episode_length": steps / episodes.problems.size,
+            "train/idle_share": episodes.final.idle.sum() / steps,
+            **dict(zip(names, calls.sum((0, 1)) / steps, strict=True)),
+        }
+        means = self._mean_over_ranks(torch.stack([value.float() for value in values.values()]))
+        self.log_dict(dict(zip(values, means, strict=True)))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient, before it is clipped, and the learning rate."""
+        if self._is_logging_step():
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log_dict(
+                {
+                    "train/gradient_norm": torch.nn.utils.get_total_norm(gradients),
+                    "train/learning_rate": optimizer.param_groups[0]["lr"],
+                }
+            )
+
+    def act(self, problems: Problems) -> Rollout:
+        """Greedy episodes."""
+        return rollout(self.agent, self.machine, problems, self.horizon)
+
+    def _evaluate(self, problems: Problems) -> None:
+        episodes = self.act(problems)
+        outcome = self.machine.outcome(episodes.final)
+        self.accuracy.update(outcome.correct, problems.stage)
+        self.mean_reward.update(self.reward(self.machine, episodes.final, episodes.tokens).sum(0), problems.stage)
+
+    def _log_evaluation(self, prefix: str) -> None:
+        accuracies, rewards = self.accuracy.compute(), self.mean_reward.compute()
+        for name, accuracy, reward in zip(self.ladder.names, accuracies, rewards, strict=True):
+            self.log(f"{prefix}/{name}_accuracy", accuracy.float(), rank_zero_only=True)
+            self.log(f"{prefix}/{name}_reward", reward.float(), rank_zero_only=True)
+        self.accuracy.reset()
+        self.mean_reward.reset()
+
+    def validation_step(self, problems: Problems, batch_idx: int) -> None:
+        """Answer a batch greedily."""
+        self._evaluate(problems)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the share of right answers and the mean reward of each stage."""
+        self._log_evaluation("val")
+
+    def test_step(self, problems: Problems, batch_idx: int) -> None:
+        """Answer a batch greedily."""
+        self._evaluate(problems)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the share of right answers and the mean reward of each stage."""
+        self._log_evaluation("test")
+
+    def predict_step(self, problems: Problems, batch_idx: int) -> Rollout:
+        """Greedy episodes, with all states of the machine along the way."""
+        return self.act(problems)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down what the weights are weights of."""
+        checkpoint[CHECKPOINT_KEY] = {"format": CHECKPOINT_FORMAT, "stages": list(self.ladder.names)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of something else.
+
+        Raises:
+            ValueError: If they are not of this program, of its format, or of an agent of these sizes.
+        """
+        header = checkpoint.get(CHECKPOINT_KEY)
+        if not isinstance(header, dict) or header.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(f"ckpt_path: got no checkpoint of format {CHECKPOINT_FORMAT} of toolagent_pl")
+        if header.get("stages") != list(self.ladder.names):
+            raise ValueError(
+                f"data.stages: got {list(self.ladder.names)}, expected {header.get('stages')} as in the checkpoint"
+            )
+        weights = checkpoint.get("state_dict", {})
+        for name, parameter in self.state_dict().items():
+            saved = list(weights[name].shape) if name in weights else "nothing"
+            if saved != list(parameter.shape):
+                raise ValueError(
+                    f"ckpt_path: got a checkpoint with {saved} for {name}, expected {list(parameter.shape)}; "
+                    "is it of another vocabulary or size? Its settings are in the config.yaml of its run"
+                )

@@ -1,0 +1,153 @@
+"""Problems for Lightning: fresh ones to train on, fixed ones to validate on, all of them to test on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from toolagent_pl.problems.batch import Problems
+from toolagent_pl.problems.stages import Ladder
+from toolagent_pl.problems.stream import FixedProblems, ProblemStream
+
+
+class StreamLoader:
+    """Batches of a ``ProblemStream``; each iteration goes on where the run stands.
+
+    The run's number of finished steps is the only record of the position. A count of batches drawn would be
+    ahead of it whenever workers prefetch, or a checkpoint is written within a step.
+    """
+
+    def __init__(self, stream: ProblemStream, num_workers: int, position: Callable[[], int]) -> None:
+        self.stream = stream
+        self.position = position
+        self.loader = DataLoader(
+            stream,
+            batch_size=None,  # the stream yields whole batches
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=num_workers > 0 and torch.cuda.is_available(),
+        )
+
+    def __len__(self) -> int:
+        return self.stream.batches
+
+    def __iter__(self) -> Iterator[Problems]:
+        self.stream.position = self.position()
+        return iter(self.loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing but what the position is counted in; the position itself is the number of the step."""
+        return {"seed": self.stream.seed, "batch_size": self.stream.batch_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that the rest of the run will see the problems that it would have seen.
+
+        Raises:
+            ValueError: If the seed or the batch size is another.
+        """
+        for option, saved in state.items():
+            now = getattr(self.stream, option)
+            if now != saved:
+                raise ValueError(f"data.{option}: got {now}, expected {saved} as in the checkpoint to resume from")
+
+
+class ProblemDataModule(LightningDataModule):
+    """Synthetic problems of a ladder of stages.
+
+    Args:
+        stages: Names of the stages, easiest first.
+        batch_size: Problems in a training batch, over all ranks.
+        batches_per_epoch: Training batches in an epoch.
+        val_problems: Fixed problems of each stage to validate on (all, where a stage has fewer).
+        predict_problems: Fixed problems of each stage to predict.
+        eval_batch_size: Most problems in a batch of one rank in validation, test and prediction.
+        num_workers: Worker processes that make the training problems; with 0 they are made on the device
+            that trains.
+        seed: Seed of the training problems.
+
+    Raises:
+        ValueError: If a stage is unknown or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[str] = ("T0", "T1", "T2"),
+        batch_size: int = 1024,
+        batches_per_epoch: int = 10,
+        val_problems: int = 1000,
+        predict_problems: int = 100,
+        eval_batch_size: int = 8192,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.ladder = Ladder(stages)
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers: got {num_workers}, expected at least 0")
+        self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
+        self.val_problems, self.predict_problems = val_problems, predict_problems
+        self.eval_batch_size, self.num_workers, self.seed = eval_batch_size, num_workers, seed
+        self._mixture = [1.0 / len(self.ladder)] * len(self.ladder)
+        self._stream = self._new_stream()  # validates the numbers, before any trainer is there
+        self._fixed(val_problems)
+        self._fixed(predict_problems)
+
+    @property
+    def mixture(self) -> list[float]:
+        """Share of each stage in the training problems; a change takes effect with the next epoch's first batch."""
+        return self._mixture
+
+    @mixture.setter
+    def mixture(self, shares: Sequence[float]) -> None:
+        self._mixture = list(shares)
+        self._stream.mixture = self._mixture
+
+    def _place(self) -> tuple[int, int, torch.device | str]:
+        """Rank, number of ranks, and the device that batches are used on."""
+        if self.trainer is None:
+            return 0, 1, "cpu"
+        return self.trainer.global_rank, self.trainer.world_size, self.trainer.strategy.root_device
+
+    def _new_stream(self) -> ProblemStream:
+        rank, ranks, device = self._place()
+        device = device if self.num_workers == 0 else "cpu"
+        stream = ProblemStream(self.ladder, self.seed, self.batch_size, self.batches_per_epoch, rank, ranks, device)
+        stream.mixture = self._mixture
+        return stream
+
+    def _fixed(self, per_stage: int | None) -> FixedProblems:
+        return FixedProblems(self.ladder, per_stage, self.eval_batch_size, *self._place())
+
+    def check_split(self, ranks: int) -> None:
+        """Refuse a number of ranks that cannot share a batch evenly.
+
+        Raises:
+            ValueError: If they cannot.
+        """
+        ProblemStream(self.ladder, self.seed, self.batch_size, self.batches_per_epoch, ranks=ranks)
+
+    def setup(self, stage: str) -> None:
+        """Split the work: the ranks are known from here on."""
+        self._stream = self._new_stream()
+
+    def train_dataloader(self) -> StreamLoader:
+        """Fresh problems."""
+        trainer = self.trainer
+        assert trainer is not None
+        return StreamLoader(
+            self._stream, self.num_workers, lambda: trainer.global_step * trainer.accumulate_grad_batches
+        )
+
+    def val_dataloader(self) -> FixedProblems:
+        """A fixed sample of every stage."""
+        return self._fixed(self.val_problems)
+
+    def test_dataloader(self) -> FixedProblems:
+        """Every problem of every stage."""
+        return self._fixed(None)
+
+    def predict_dataloader(self) -> FixedProblems:
+        """A fixed sample of every stage."""
+        return self._fixed(self.predict_problems)
