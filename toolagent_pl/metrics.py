@@ -32,5 +32,8 @@ class StageMean(Metric):
         self.count.index_add_(0, stage, torch.ones_like(stage))
 
     def compute(self) -> Tensor:
-        """float32 ``[stages]``; not a number for a stage without problems."""
+        """Means, float32 ``[stages]``; not a number for a stage without problems.
+
+        torchmetrics makes a scalar of it where there is one stage.
+        """
         return self.total / self.count

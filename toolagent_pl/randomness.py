@@ -51,7 +51,7 @@ def random_bits(seed: int, purpose: Purpose, counter: Tensor) -> Tensor:
     """64 random bits for each counter.
 
     Args:
-        seed: Seed of the run, any non-negative integer.
+        seed: Seed of the run, from 0 to 2^56 - 1.
         purpose: Which sequence to draw from.
         counter: int64 tensor of any shape; which draws of the sequence.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from toolagent_pl.machines.machine import Machine, Outcome, execute
 from toolagent_pl.problems import Problems, Stage
-from toolagent_pl.tokens import Token
+from toolagent_pl.tokens import PADDING, Token
 
 MEMORY_DEPTH = 8
 
@@ -18,6 +18,7 @@ class CalculatorState(NamedTuple):
 
     Attributes:
         problems: The problems worked on; their operands are the tape.
+        tape: int64 ``[B, N + 2]``, their operands and two empty slots, to look ahead at the end.
         position: int64 ``[B]``, operands taken from the tape so far.
         value: int64 ``[B]``, the accumulator, 0 where it is empty.
         valued: bool ``[B]``, whether the accumulator holds a value.
@@ -30,6 +31,7 @@ class CalculatorState(NamedTuple):
     """
 
     problems: Problems
+    tape: Tensor
     position: Tensor
     value: Tensor
     valued: Tensor
@@ -72,8 +74,9 @@ class CalculatorMachine(Machine[CalculatorState]):
         zero = torch.zeros_like(problems.target)
         no = torch.zeros_like(zero, dtype=torch.bool)
         memory = zero.new_zeros(problems.size, MEMORY_DEPTH)
+        tape = torch.nn.functional.pad(problems.operands, (0, 2))
         return CalculatorState(
-            problems=problems, position=zero, value=zero, valued=no, left=zero, recalled=no,
+            problems=problems, tape=tape, position=zero, value=zero, valued=no, left=zero, recalled=no,
             memory=memory, depth=zero, done=no, answered=no, steps=zero, idle=zero,
         )  # fmt: skip
 
@@ -84,24 +87,24 @@ class CalculatorMachine(Machine[CalculatorState]):
             action: int64 ``[B]``; a negative action is padding and takes no step.
             combine: What the operators compute from (tool, left, right).
         """
-        problems, position, value, valued, left, recalled, memory, depth, done, answered, steps, idle = state
+        problems, tape, position, value, valued, left, recalled, memory, depth, done, answered, steps, idle = state
         active = ~done & (action >= 0)
+        action = action.masked_fill(~active, PADDING)
         remaining = problems.length - position
-        tape = torch.nn.functional.pad(problems.operands, (0, 2))  # two empty slots, to look ahead at the end
-        ahead = tape.gather(1, position[:, None] + position.new_tensor([0, 1]))  # [B, 2]
-        following, second = ahead.unbind(1)
+        following = tape.gather(1, position[:, None])[:, 0]
+        second = tape.gather(1, position[:, None] + 1)[:, 0]
 
         # Which rule applies; at most one of these is true in each row.
-        operate = active & (action >= Token.MUL) & (action <= Token.SUB)
+        operate = (action >= Token.MUL) & (action <= Token.SUB)
         join_recalled = operate & recalled & valued
         join_next = operate & ~recalled & valued & (remaining >= 1)
         join_two = operate & ~valued & (remaining >= 2)
         joined = join_recalled | join_next | join_two
-        storable = active & (action == Token.STO) & ~recalled & (depth < MEMORY_DEPTH)
+        storable = (action == Token.STO) & ~recalled & (depth < MEMORY_DEPTH)
         store_value = storable & valued
         store_next = storable & ~valued & (remaining >= 1)
-        recall = active & (action == Token.RCL) & ~recalled & (depth > 0)
-        answer = active & (action == Token.ANS)
+        recall = (action == Token.RCL) & ~recalled & (depth > 0)
+        answer = action == Token.ANS
 
         slot = depth.clamp(max=MEMORY_DEPTH - 1)[:, None]
         top = memory.gather(1, (depth - 1).clamp(min=0)[:, None])[:, 0]
@@ -124,6 +127,7 @@ class CalculatorMachine(Machine[CalculatorState]):
             done = done | (steps >= self.max_steps)
         return CalculatorState(
             problems=problems,
+            tape=tape,
             position=position + (join_next | store_next) + 2 * join_two,
             value=new_value,
             valued=(valued | joined | recall_value) & ~store_value,

@@ -69,8 +69,8 @@ class Problems(NamedTuple):
             if not all(leaf.isdigit() for leaf in leaves):
                 raise ValueError(f"expression {text!r}: names are for stages only; expected whole numbers")
             operands = [int(leaf) for leaf in leaves]
-            if magnitude_bound(tree, operands) > INT64_MAX:
-                raise ValueError(f"expression {text!r}: its value might not fit into 64 bits")
+            if magnitude_bound(operands) > INT64_MAX:
+                raise ValueError(f"expression {text!r}: a value on the way might not fit into 64 bits")
             rows.append((written_tokens(text), operands, evaluate(tree, operands), tree))
         tokens, tapes, targets, trees = zip(*rows, strict=True)
         return cls(

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from toolagent_pl.problems.batch import Problems
@@ -38,19 +39,11 @@ class StreamLoader:
         return iter(self.loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing but what the position is counted in; the position itself is the number of the step."""
-        return {"seed": self.stream.seed, "batch_size": self.stream.batch_size}
+        """Nothing: with this, Lightning knows that the loader can be resumed."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Check that the rest of the run will see the problems that it would have seen.
-
-        Raises:
-            ValueError: If the seed or the batch size is another.
-        """
-        for option, saved in state.items():
-            now = getattr(self.stream, option)
-            if now != saved:
-                raise ValueError(f"data.{option}: got {now}, expected {saved} as in the checkpoint to resume from")
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the position follows from the number of steps, which Lightning restores."""
 
 
 class ProblemDataModule(LightningDataModule):
@@ -74,11 +67,11 @@ class ProblemDataModule(LightningDataModule):
     def __init__(
         self,
         stages: Sequence[str] = ("T0", "T1", "T2"),
-        batch_size: int = 1024,
+        batch_size: int = 512,
         batches_per_epoch: int = 10,
         val_problems: int = 1000,
         predict_problems: int = 100,
-        eval_batch_size: int = 8192,
+        eval_batch_size: int = 4096,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -139,6 +132,23 @@ class ProblemDataModule(LightningDataModule):
         return StreamLoader(
             self._stream, self.num_workers, lambda: trainer.global_step * trainer.accumulate_grad_batches
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides which problems a run sees, at a given number of steps."""
+        return {option: getattr(self, option) for option in ("seed", "batch_size", "batches_per_epoch")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check, before training goes on, that it will see the problems that it would have seen.
+
+        Raises:
+            ValueError: If it would not.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        for option, now in self.state_dict().items():
+            if now != state_dict.get(option):
+                name = "seed_everything" if option == "seed" else f"data.{option}"
+                raise ValueError(f"{name}: got {now}, expected {state_dict.get(option)} as in the checkpoint")
 
     def val_dataloader(self) -> FixedProblems:
         """A fixed sample of every stage."""

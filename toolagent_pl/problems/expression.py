@@ -5,6 +5,7 @@ and each of its operators covers a span of that tape.
 """
 
 import ast
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
@@ -57,7 +58,8 @@ def parse(text: str) -> Expression:
         ValueError: If ``text`` is anything else.
     """
     expected = "whole numbers, * + -, and brackets"
-    if not re.fullmatch(r"[0-9a-z*+\-() ]+", text):
+    # Python would also read 0b11 and 1or 2; here a letter stands alone.
+    if not re.fullmatch(r"[0-9a-z*+\-() ]+", text) or re.search(r"[0-9a-z][a-z]|[a-z][0-9]", text):
         raise ValueError(f"expression {text!r}: expected only {expected}")
     try:
         root = ast.parse(text.strip(), mode="eval").body
@@ -83,7 +85,7 @@ def parse(text: str) -> Expression:
             starts.append(len(leaves))
             leaves.append(node.id)
         else:
-            raise ValueError(f"expression {text!r}: {ast.unparse(node)!r} is not an operand; expected {expected}")
+            raise ValueError(f"expression {text!r}: something in it is not an operand; expected {expected}")
     return Expression(tuple(leaves), tuple(tree))
 
 
@@ -107,20 +109,21 @@ def evaluate(tree: Sequence[Operator], operands: Sequence[Number]) -> Number:
     return value[0, len(operands)]
 
 
-def magnitude_bound(tree: Sequence[Operator], largest: Sequence[int]) -> int:
-    """An upper bound of ``|value|`` over all sub-expressions, given one of ``|operand|`` for each operand."""
-    bound = {(i, i + 1): operand for i, operand in enumerate(largest)}
-    for tool, start, split, end in tree:
-        left, right = bound[start, split], bound[split, end]
-        bound[start, end] = left * right if tool is Token.MUL else left + right
-    return max(bound.values())
+def magnitude_bound(largest: Sequence[int]) -> int:
+    """An upper bound of ``|value|`` over all programs, wrong ones included, given one for each operand.
+
+    A program uses each operand at most once, and ``a + b <= a * b`` where both are at least 2. Wrong programs
+    count: one that overflowed could hit the target by wrapping around.
+    """
+    return math.prod(max(operand, 2) for operand in largest)
 
 
 def shortest_program(tree: Sequence[Operator]) -> list[Token]:
-    """The shortest program of tools that reads the tape from left to right and answers.
+    """The shortest program that carries out just the operators of the expression, and answers.
 
     With ``L tool R`` and R an operand: L, tool. With only L an operand: STO, R, RCL, tool. With neither:
-    L, STO, R, RCL, tool. A lone operand is stored and recalled, the only way to take it up.
+    L, STO, R, RCL, tool. A lone operand is stored and recalled, the only way to take it up. It may need
+    more memory than a machine has; and laws of arithmetic may allow less, as ``(1+2)+3`` for ``1+(2+3)``.
     """
     if not tree:
         return [Token.STO, Token.RCL, Token.ANS]

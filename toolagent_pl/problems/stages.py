@@ -29,7 +29,9 @@ class Stage:
     template: str
 
     def __post_init__(self) -> None:
-        if self.size > INT64_MAX or magnitude_bound(self.expression.tree, [BASE - 1] * self.operands) > INT64_MAX:
+        if not all(leaf.isalpha() for leaf in self.expression.leaves):
+            raise ValueError(f"stage {self.name}: got {self.template!r}, expected letters for all operands")
+        if self.size > INT64_MAX or magnitude_bound([BASE - 1] * self.operands) > INT64_MAX:
             raise ValueError(f"stage {self.name}: the problems of {self.template!r} might not fit into 64 bits")
 
     @cached_property

@@ -82,7 +82,7 @@ class ProblemStream(IterableDataset[Problems]):
     @mixture.setter
     def mixture(self, shares: Sequence[float]) -> None:
         weights = torch.tensor(shares, dtype=torch.float32)
-        if len(weights) != len(self.ladder) or bool((weights < 0).any()) or not float(weights.sum()) > 0:
+        if len(weights) != len(self.ladder) or bool((weights < 0).any()) or not 0 < float(weights.sum()) < float("inf"):
             raise ValueError(f"mixture: got {shares}, expected {len(self.ladder)} shares, none of them negative")
         self._mixture.copy_(weights / weights.sum())
 
@@ -140,7 +140,7 @@ class FixedProblems:
     def _indices(self, stage: int) -> Tensor:
         size = self.ladder.stages[stage].size
         wanted = size if self.per_stage is None else min(self.per_stage, size)
-        mine = torch.arange(self.rank, wanted, self.ranks, device=self.device)
+        mine = torch.arange(self.rank, max(self.rank, wanted), self.ranks, device=self.device)
         return mine if wanted == size else (size // 3 + mine * _spread(size)) % size
 
     def __len__(self) -> int:

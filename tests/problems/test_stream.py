@@ -1,0 +1,166 @@
+"""Streams: problem i depends on the seed and on i, and on nothing else."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from toolagent_pl import Problems
+from toolagent_pl.problems import Ladder
+from toolagent_pl.problems.stream import FixedProblems, ProblemStream
+
+LADDER = Ladder(["T0", "T1", "T2"])
+
+
+def stream(**changes):
+    return ProblemStream(**{"ladder": LADDER, "seed": 5, "batch_size": 24, "batches": 6, **changes})
+
+
+def loader(of, workers):
+    return DataLoader(of, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+
+
+def numbers(batches):
+    return [batch.number.tolist() for batch in batches]
+
+
+def joined(batches):
+    return Problems(*(torch.cat(column) for column in zip(*batches, strict=True)))
+
+
+def written(problems):
+    """Stage and operands as the digits of one number."""
+    return (torch.cat([problems.stage[:, None], problems.operands], 1) * 10 ** torch.arange(6)).sum(1)
+
+
+def assert_same(one, other):
+    for left, right in zip(one, other, strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_the_batches_of_one(ranks):
+    parts = [list(stream(rank=rank, ranks=ranks)) for rank in range(ranks)]
+    for whole, *shared in zip(stream(), *parts, strict=True):
+        assert_same(whole, joined(shared))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 36])
+def test_the_batch_size_does_not_change_the_problems(batch_size):
+    problems = joined(stream(batch_size=batch_size, batches=72 // batch_size))
+    assert_same(problems, joined(stream(batch_size=72, batches=1)))
+
+
+def test_problems_are_numbered_from_zero_and_never_again():
+    whole = stream()
+    first = joined(whole)
+    whole.position = whole.batches
+    assert torch.cat([first.number, joined(whole).number]).tolist() == list(range(288))
+
+
+def test_seeds_give_other_problems():
+    one, other = joined(stream()), joined(stream(seed=6))
+    assert (one.operands == other.operands).all(1).float().mean() < 0.1
+    assert (one.stage == other.stage).float().mean() < 0.6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_position_is_all_that_a_run_needs_to_go_on(workers):
+    whole = list(stream(batches=12))
+    for position in (3, 6):
+        resumed = stream()
+        resumed.position = position
+        rest = list(loader(resumed, workers))
+        assert len(rest) == 6 - position % 6  # from mid-epoch, the rest of the epoch
+        assert_same(joined(rest), joined(whole[position : position + len(rest)]))
+
+
+def test_workers_deliver_the_same_batches_in_order():
+    for here, there in zip(stream(), loader(stream(), 2), strict=True):
+        assert_same(here, there)
+
+
+def test_persistent_workers_see_a_new_position_and_mixture_at_the_next_iteration():
+    source = stream()
+    batches = loader(source, 2)
+    source.mixture = [1, 0, 0]
+    assert joined(batches).stage.unique().tolist() == [0]
+    source.mixture, source.position = [0, 0, 1], 8
+    epoch = list(batches)
+    assert numbers(epoch) == numbers(stream(batches=12))[8:]
+    assert joined(epoch).stage.unique().tolist() == [2]
+
+
+def test_stages_are_mixed_as_asked_for():
+    source = stream(batch_size=20_000, batches=1)
+    for shares in ([0.2, 0.3, 0.5], [0, 0.25, 0.75], [1, 0, 0], [2, 1, 1]):
+        source.mixture = shares
+        drawn = joined(source).stage.bincount(minlength=3) / 20_000
+        assert drawn.tolist() == pytest.approx([share / sum(shares) for share in shares], abs=0.015)
+        assert all(count == 0 for count, share in zip(drawn, shares, strict=True) if share == 0)
+
+
+def test_problems_of_a_stage_are_drawn_evenly():
+    source = stream(batch_size=20_000, batches=1)
+    source.mixture = [0, 0, 1]
+    for digits in joined(source).operands.unbind(1):
+        assert (digits.bincount(minlength=10) / 20_000).tolist() == pytest.approx([0.1] * 10, abs=0.012)
+
+
+@pytest.mark.parametrize(("batch_size", "ranks"), [(24, 5), (2, 4), (0, 1)])
+def test_a_batch_that_ranks_cannot_share_is_refused(batch_size, ranks):
+    with pytest.raises(ValueError, match=rf"^data\.batch_size: got {batch_size}, expected .*{ranks}"):
+        stream(batch_size=batch_size, ranks=ranks)
+
+
+def test_an_epoch_without_batches_is_refused():
+    with pytest.raises(ValueError, match=r"^data\.batches_per_epoch: got 0"):
+        stream(batches=0)
+
+
+@pytest.mark.parametrize("shares", [[1, 1], [1, -1, 1], [0, 0, 0], [float("nan"), 1, 1], [float("inf"), 1, 1]])
+def test_a_mixture_without_meaning_is_refused(shares):
+    with pytest.raises(ValueError, match=r"^mixture: got .*expected 3 shares"):
+        stream().mixture = shares
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("per_stage", [None, 7, 1000])
+def test_fixed_problems_are_shared_out_none_twice(ranks, per_stage):
+    batches = [batch for rank in range(ranks) for batch in FixedProblems(LADDER, per_stage, 8192, rank, ranks)]
+    problems = joined(batches)
+    for position, stage in enumerate(LADDER.stages):
+        wanted = min(per_stage or stage.size, stage.size)
+        mine = problems.select(problems.stage == position)
+        assert mine.size == wanted
+        assert len(written(mine).unique()) == wanted
+    whole = joined(FixedProblems(LADDER, per_stage, 8192))
+    assert torch.equal(written(problems).sort().values, written(whole).sort().values)
+
+
+@pytest.mark.parametrize("per_stage", [1, 2])
+def test_more_ranks_than_fixed_problems(per_stage):
+    shares = [FixedProblems(LADDER, per_stage, 8, rank, ranks=4) for rank in range(4)]
+    batches = [3 if rank < per_stage else 0 for rank in range(4)]
+    assert [len(list(share)) for share in shares] == batches
+    assert [len(share) for share in shares] == batches
+
+
+def test_fixed_problems_are_the_same_each_time_and_never_mix_stages():
+    fixed = FixedProblems(LADDER, 100, 30)
+    once, again = list(fixed), list(fixed)
+    assert len(once) == len(fixed) == 12
+    assert all(batch.size <= 30 and len(batch.stage.unique()) == 1 for batch in once)
+    assert_same(joined(once), joined(again))
+
+
+def test_a_fixed_sample_is_spread_over_its_stage():
+    problems = joined(FixedProblems(LADDER, 200, 1000))
+    for position, stage in enumerate(LADDER.stages):
+        for digits in problems.select(problems.stage == position).operands[:, : stage.operands].unbind(1):
+            assert digits.bincount(minlength=10).min() > 0
+
+
+@pytest.mark.parametrize(("per_stage", "batch_size"), [(0, 8), (8, 0)])
+def test_fixed_problems_of_no_size_are_refused(per_stage, batch_size):
+    with pytest.raises(ValueError, match=r"^data\..*: got 0, expected at least 1"):
+        FixedProblems(LADDER, per_stage, batch_size)
