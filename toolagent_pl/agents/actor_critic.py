@@ -1,13 +1,14 @@
 """The tutorial's network: embeddings for tokens and stage, a GRU, a policy head and a value head."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolagent_pl.agents.agent import Agent
+from toolagent_pl.agents.agent import Agent, Recurrence
+from toolagent_pl.agents.gru import RecordedGRU
 from toolagent_pl.problems import Problems
 from toolagent_pl.tokens import STAGED_VOCABULARY, TOOL_NAMES, Token
 
@@ -40,6 +41,8 @@ class ActorCritic(Agent):
         for option, size in (("d", d), ("stages", stages)):
             if size < 1:
                 raise ValueError(f"model.agent.{option}: got {size}, expected at least 1")
+        if context not in get_args(Context):
+            raise ValueError(f"model.agent.context: got {context!r}, expected {' or '.join(get_args(Context))}")
         self.context = context
         self.embedding = nn.Embedding(STAGED_VOCABULARY, d)
         self.stage_embedding = nn.Embedding(stages, d)
@@ -51,40 +54,27 @@ class ActorCritic(Agent):
 
     def encode(self, problems: Problems) -> Tensor:
         """State of the GRU before the first token, ``[B, d]``."""
-        observation = problems.observation
-        read = observation != Token.EOS  # padding is not read, so company in the batch does not matter
-        # Counting tokens turns the mean of embeddings into one small matrix product, forward and backward.
-        vocabulary = torch.arange(STAGED_VOCABULARY, device=observation.device)
-        counts = ((observation[..., None] == vocabulary) & read[..., None]).sum(1)  # [B, V]
-        weight = self.embedding.weight
-        mean = (counts / read.sum(1, keepdim=True)).to(weight.dtype) @ weight  # [B, d]
+        # Padding is not read, so that company in the batch does not matter.
+        mean = F.embedding_bag(problems.observation, self.embedding.weight, mode="mean", padding_idx=Token.EOS)
         if self.context == "batch":
             mean = mean.mean(0, keepdim=True)
         return torch.tanh(mean + self.stage_embedding(problems.stage))
 
-    def step(self, hidden: Tensor, heard: Tensor) -> Tensor:
-        """State of the GRU after one more token heard, ``[B, d]``."""
-        # What each token contributes to the gates is a table [V, 3d]: no matrix product for each problem.
-        weight_ih, weight_hh, bias_ih, bias_hh = self.gru.all_weights[0]
-        table = F.linear(self.embedding.weight, weight_ih, bias_ih)
-        reset_in, update_in, new_in = table[heard].chunk(3, 1)
-        reset_h, update_h, new_h = F.linear(hidden, weight_hh, bias_hh).chunk(3, 1)
-        update = torch.sigmoid(update_in + update_h)
-        new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_h) * new_h)
-        return new + update * (hidden - new)
-
-    def unroll(self, hidden: Tensor, heard: Tensor) -> Tensor:
-        """States of the GRU after each token heard, ``[T, B, d]``."""
-        return self.gru(self.embedding(heard), hidden[None])[0]
+    def begin(self, hidden: Tensor, horizon: int) -> Recurrence:
+        """A GRU that need not be run again to learn."""
+        return RecordedGRU(self.embedding, self.gru, hidden, horizon)
 
     def log_policy(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the allowed actions, float32 ``[..., A]``."""
         logits = F.linear(hidden, self.policy.weight[self.actions], self.policy.bias[self.actions])
         return F.log_softmax(logits.float(), dim=-1)
 
-    def state_value(self, hidden: Tensor) -> Tensor:
-        """Expected return, float32 ``[...]``."""
-        return self.value(hidden).squeeze(-1).float()
+    def judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities ``[..., A]`` and value ``[...]`` from one matrix product, float32."""
+        weight = torch.cat([self.policy.weight[self.actions], self.value.weight])
+        bias = torch.cat([self.policy.bias[self.actions], self.value.bias])
+        heads = F.linear(hidden, weight, bias).float()
+        return F.log_softmax(heads[..., :-1], dim=-1), heads[..., -1]
 
 
 def _checked_actions(names: Sequence[str]) -> list[int]:

@@ -2,9 +2,36 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from toolagent_pl.problems import Problems
+
+
+class Recurrence(ABC):
+    """The states of an agent in a batch of ``B`` episodes: stepped while acting, replayed while learning."""
+
+    @abstractmethod
+    def step(self, heard: Tensor) -> Tensor:
+        """State after one more token heard, without gradients.
+
+        Args:
+            heard: int64 ``[B]``: CTX first, then the agent's own tokens.
+
+        Returns:
+            ``[B, d]``.
+        """
+
+    @abstractmethod
+    def replay(self, heard: Tensor) -> Tensor:
+        """The states after each of the steps taken, with gradients.
+
+        Args:
+            heard: int64 ``[T, B]``, what was heard in them.
+
+        Returns:
+            ``[T, B, d]``.
+        """
 
 
 class Agent(nn.Module, ABC):
@@ -20,34 +47,49 @@ class Agent(nn.Module, ABC):
     def encode(self, problems: Problems) -> Tensor:
         """State before the first token heard, ``[B, d]``."""
 
-    @abstractmethod
     def step(self, hidden: Tensor, heard: Tensor) -> Tensor:
-        """State after one more token heard, used while acting.
+        """State after one more token heard; enough for an agent that has no faster recurrence.
 
         Args:
             hidden: ``[B, d]``.
-            heard: int64 ``[B]``: CTX, then the agent's own tokens.
+            heard: int64 ``[B]``.
 
         Returns:
             ``[B, d]``.
         """
+        raise NotImplementedError(f"{type(self).__name__} has neither step nor begin")
 
-    @abstractmethod
-    def unroll(self, hidden: Tensor, heard: Tensor) -> Tensor:
-        """States after each token heard, used while learning; the same numbers as ``step`` again and again.
+    def begin(self, hidden: Tensor, horizon: int) -> Recurrence:
+        """Start a batch of episodes.
 
         Args:
             hidden: ``[B, d]``, from ``encode``.
-            heard: int64 ``[T, B]``.
-
-        Returns:
-            ``[T, B, d]``.
+            horizon: Most steps that will be taken.
         """
+        return _Repeated(self, hidden)
 
     @abstractmethod
     def log_policy(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of ``actions``, float32 ``[..., A]``."""
 
     @abstractmethod
-    def state_value(self, hidden: Tensor) -> Tensor:
-        """Expected return from here on, float32 ``[...]``."""
+    def judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """``log_policy``, and the value: the expected return from here on, float32 ``[...]``."""
+
+
+class _Repeated(Recurrence):
+    """Takes all steps a second time to learn from them: right for every agent that has ``step``."""
+
+    def __init__(self, agent: Agent, hidden: Tensor) -> None:
+        self._agent, self._initial, self._hidden = agent, hidden, hidden.detach()
+
+    @torch.no_grad()
+    def step(self, heard: Tensor) -> Tensor:
+        self._hidden = self._agent.step(self._hidden, heard)
+        return self._hidden
+
+    def replay(self, heard: Tensor) -> Tensor:
+        states = [self._initial]
+        for token in heard:
+            states.append(self._agent.step(states[-1], token))
+        return torch.stack(states[1:])

@@ -1,0 +1,163 @@
+"""Rollouts: who acts, how chance plays in, and what is replayed to learn from."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from toolagent_pl import CalculatorMachine, TutorialMachine
+from toolagent_pl.agents import ActorCritic, Agent
+from toolagent_pl.learning.rollout import rollout, visible_actions
+from toolagent_pl.machines.machine import execute
+from toolagent_pl.problems import Ladder, Problems
+from toolagent_pl.tokens import PADDING, TOOLS, Token
+
+LADDER = Ladder(["T0", "T1", "T2"])
+HORIZON = 7
+MACHINE = CalculatorMachine(max_steps=HORIZON)
+
+
+class PlainActorCritic(ActorCritic):
+    """The same network, stepped with nothing but PyTorch's own GRU."""
+
+    begin = Agent.begin
+
+    def step(self, hidden, heard):
+        return self.gru(self.embedding(heard)[None], hidden[None])[1][0]
+
+
+def agent(kind=ActorCritic, **options):
+    torch.manual_seed(1)
+    return kind(**{"d": 16, **options})
+
+
+def problems(size):
+    number = torch.arange(size)
+    return LADDER.problems(number, number % 3, number * 61 % 1000)
+
+
+def test_greedy_takes_the_likeliest_action():
+    network = agent()
+    episodes = rollout(network, MACHINE, problems(60), HORIZON)
+    assert torch.equal(episodes.choices, network.log_policy(episodes.replay()).argmax(2))
+    assert torch.equal(episodes.tokens, network.actions[episodes.choices])
+
+
+def test_sampled_actions_follow_the_policy():
+    """Whatever the step and whatever was said before, each action comes as often as its probability says."""
+    network = agent(actions=["MUL", "ADD", "STO", "ANS"])
+    with torch.no_grad():
+        network.policy.weight *= 6  # far from even
+    episodes = rollout(network, MACHINE, problems(6000), HORIZON, seed=9)
+    chance = network.log_policy(episodes.replay()).exp().detach()  # [T, B, A]
+    surprise = torch.nn.functional.one_hot(episodes.choices, 4) - chance
+    before = torch.cat([torch.zeros_like(episodes.choices[:1]), episodes.choices[:-1]])
+    compared = 0
+    for t in range(HORIZON):
+        for previous in range(4):
+            rows = before[t] == previous
+            variance = (chance[t, rows] * (1 - chance[t, rows])).sum(0)
+            score = surprise[t, rows].sum(0) / variance.clamp(min=1).sqrt()
+            compared += int((variance > 20).sum())
+            assert score.abs().max() < 4.5
+    assert compared > 50
+
+
+def test_actions_do_not_depend_on_how_a_batch_is_split():
+    network, batch = agent(), problems(500)
+    whole = rollout(network, MACHINE, batch, HORIZON, seed=3)
+    parts = [rollout(network, MACHINE, batch.select(part), HORIZON, seed=3) for part in (slice(123), slice(123, None))]
+    assert torch.equal(torch.cat([part.tokens for part in parts], 1), whole.tokens)
+    shuffled = torch.randperm(500, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(
+        rollout(network, MACHINE, batch.select(shuffled), HORIZON, seed=3).tokens, whole.tokens[:, shuffled]
+    )
+
+
+def test_noise_is_that_of_the_seed():
+    def tokens(seed):
+        return rollout(agent(), MACHINE, problems(50), HORIZON, seed=seed).tokens
+
+    assert torch.equal(tokens(3), tokens(3))
+    assert not torch.equal(tokens(3), tokens(4))
+
+
+def test_noise_is_not_taken_from_pytorchs_generator():
+    network = agent()
+    state = torch.get_rng_state()
+    rollout(network, MACHINE, problems(50), HORIZON, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_two_draws_of_noise_are_the_same():
+    network = agent()
+    torch.nn.init.zeros_(network.policy.weight)
+    torch.nn.init.zeros_(network.policy.bias)  # an even policy: choices show the noise
+    choices = rollout(network, MACHINE, problems(3000), HORIZON, seed=3).choices
+    for later in range(1, HORIZON):
+        assert (choices[later:] == choices[:-later]).float().mean().item() == pytest.approx(1 / 6, abs=0.03)
+        neighbours = choices[later:, :-1] == choices[:-later, 1:]
+        assert neighbours.float().mean().item() == pytest.approx(1 / 6, abs=0.03)
+
+
+def test_equal_problems_are_tried_in_different_ways():
+    same = problems(1).select(torch.zeros(100, dtype=torch.int64))._replace(number=torch.arange(100))
+    assert len(rollout(agent(), MACHINE, same, HORIZON, seed=3).tokens.unique(dim=1).T) > 50
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+@pytest.mark.parametrize("actions", [["MUL", "ADD", "ANS"], ["9"], [str(tool) for tool in TOOLS]])
+def test_only_allowed_tokens_are_emitted(actions, seed):
+    network = agent(actions=actions)
+    tokens = rollout(network, MACHINE, problems(200), HORIZON, seed).tokens
+    assert {str(Token(token)) for token in tokens.unique().tolist()} <= set(actions)
+
+
+@pytest.mark.parametrize("machine", [MACHINE, CalculatorMachine(max_steps=3), TutorialMachine(max_steps=HORIZON)])
+def test_the_mask_covers_the_episode_and_no_more(machine):
+    episodes = rollout(agent(), machine, problems(300), HORIZON, seed=2)
+    assert episodes.mask.shape == (HORIZON, 300)
+    assert torch.equal(episodes.mask.sum(0), episodes.final.steps)
+    for b, length in enumerate(episodes.final.steps.tolist()):
+        assert episodes.mask[:, b].tolist() == [True] * length + [False] * (HORIZON - length)
+        answers = (episodes.tokens[:length, b] == Token.ANS).tolist()
+        assert not any(answers[:-1])
+        assert answers[-1] or length == machine.max_steps
+    assert len(episodes.final.steps.unique()) > 1
+
+
+def test_visible_actions_run_to_the_same_end():
+    episodes = rollout(agent(), MACHINE, problems(300), HORIZON, seed=2)
+    actions = visible_actions(episodes)
+    assert torch.equal(actions != PADDING, episodes.mask.T)
+    again = execute(MACHINE, episodes.problems, actions)[-1]
+    for one, other in zip(MACHINE.outcome(again), MACHINE.outcome(episodes.final), strict=True):
+        assert torch.equal(one, other)
+
+
+def replayed(network, batch: Problems):
+    """Tokens, states, and the gradient of something that depends on every state."""
+    episodes = rollout(network, MACHINE, batch, HORIZON, seed=8)
+    states = episodes.replay()
+    network.log_policy(states).gather(2, episodes.choices[..., None]).sum().backward()
+    return episodes.tokens, states, {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def test_what_is_replayed_is_what_a_plain_gru_computes():
+    """States, and the gradients of all weights, in float64."""
+    fast, plain = agent().double(), agent(PlainActorCritic).double()
+    tokens, states, gradients = replayed(fast, problems(40))
+    plain_tokens, plain_states, plain_gradients = replayed(plain, problems(40))
+    assert torch.equal(tokens, plain_tokens)
+    assert_close(states, plain_states)
+    assert gradients.keys() == plain_gradients.keys()
+    for name, gradient in gradients.items():
+        assert_close(gradient, plain_gradients[name], rtol=1e-5, atol=1e-6)
+
+
+def test_replaying_gives_the_states_that_were_acted_from():
+    network = agent()
+    episodes = rollout(network, MACHINE, problems(40), HORIZON, seed=8)
+    recurrence = network.begin(network.encode(problems(40)), HORIZON)
+    heard = torch.cat([torch.full((1, 40), Token.CTX), episodes.tokens[:-1]])
+    stepped = torch.stack([recurrence.step(token).clone() for token in heard])
+    assert_close(episodes.replay(), stepped)

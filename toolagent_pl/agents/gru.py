@@ -1,0 +1,163 @@
+"""A GRU that is stepped once for acting and learned from without being run again.
+
+While it acts it writes down its gates. The gradient of the whole sequence then follows from them in closed
+form: per step one matrix product and a few element-wise operations, and one large product for the weights.
+
+Source of the cell: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", EMNLP 2014, with
+the reset gate applied after the matrix product, as in ``torch.nn.GRU``:
+    r = sigmoid(i_r + h_r),  z = sigmoid(i_z + h_z),  n = tanh(i_n + r * h_n),  h' = n + z * (h - n)
+where i is what the token heard contributes and h_r, h_z, h_n = W h.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toolagent_pl.agents.agent import Recurrence
+
+
+def gate_table(embedding: nn.Embedding, gru: nn.GRU) -> Tensor:
+    """What each token of the vocabulary contributes to the gates, ``[V, 4d]``: i_n, r, z, h_n.
+
+    All biases are in it. An embedded token has only ``V`` values, so a row of this table stands for its
+    whole input projection.
+    """
+    weight_ih, _, bias_ih, bias_hh = gru.all_weights[0]
+    reset, update, new = F.linear(embedding.weight, weight_ih, bias_ih).chunk(3, 1)
+    bias_reset, bias_update, bias_new = bias_hh.chunk(3)
+    return torch.cat([new, reset + bias_reset, update + bias_update, bias_new.expand_as(new)], 1)
+
+
+def gru_step(gates: Tensor, hidden: Tensor, weight: Tensor, out: Tensor) -> None:
+    """One step, in place.
+
+    Args:
+        gates: ``[B, 4d]``; rows of the gate table on entry, the values of n, r, z, h_n on return.
+        hidden: ``[B, d]``.
+        weight: ``[d, 3d]``, the recurrent weights of r, z, h_n, transposed; may be of lower precision.
+        out: ``[B, d]``, the next hidden state on return.
+    """
+    d = hidden.shape[1]
+    _add_product(gates[:, d:], hidden, weight)
+    new, reset, update, new_hidden = gates.chunk(4, 1)
+    gates[:, d : 3 * d].sigmoid_()
+    # tanh(x) = 2 sigmoid(2x) - 1: PyTorch's sigmoid is several times as fast on a CPU as its tanh.
+    new.addcmul_(reset, new_hidden).mul_(2).sigmoid_().mul_(2).sub_(1)
+    torch.lerp(new, hidden, update, out=out)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right`` with the product in the precision of ``right``."""
+    if right.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left.to(right.dtype) @ right)
+
+
+class _Sequence(torch.autograd.Function):
+    """Hands out recorded states of a GRU, and knows their gradient."""
+
+    @staticmethod
+    def forward(ctx, initial, table, weight, heard, gates, hidden, weight_step):  # type: ignore[no-untyped-def]
+        """Nothing to compute: the states are recorded.
+
+        Args:
+            initial: ``[B, d]``.
+            table: ``[V, 4d]``.
+            weight: ``[3d, d]``.
+            heard: int64 ``[T, B]``.
+            gates: ``[T, B, 4d]``, the values of n, r, z, h_n.
+            hidden: ``[T + 1, B, d]``, ``initial`` first.
+            weight_step: ``weight`` transposed, in the precision of the matrix products.
+        """
+        ctx.save_for_backward(heard, gates, hidden, weight_step)
+        ctx.vocabulary = table.shape[0]
+        return hidden[1:]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, output):  # type: ignore[no-untyped-def]
+        """Back-propagation through time, with ``D`` the gradient of (i_n, r, z, h_n) before their activations."""
+        heard, gates, hidden, weight_step = ctx.saved_tensors
+        horizon, batch, d = output.shape
+        flow = torch.zeros_like(hidden[0])  # gradient of hidden[t + 1], ``[B, d]``
+        derivative = torch.empty_like(gates)  # D of all steps, ``[T, B, 4d]``
+        weight = weight_step.T.contiguous()  # [3d, d]
+        for t in reversed(range(horizon)):
+            flow = flow.add_(output[t])
+            new, reset, update, new_hidden = gates[t].chunk(4, 1)
+            d_new, d_reset, d_update, d_new_hidden = derivative[t].chunk(4, 1)
+            slope = torch.addcmul(flow, flow, update, value=-1)  # flow * (1 - z)
+            torch.addcmul(slope, slope * new, new, value=-1, out=d_new)  # ... * (1 - n^2)
+            torch.mul(d_new, reset, out=d_new_hidden)
+            torch.addcmul(d_new_hidden, d_new_hidden, reset, value=-1, out=d_reset)  # d_new * r * (1 - r)
+            d_reset.mul_(new_hidden)
+            kept = flow * update
+            torch.addcmul(kept, kept, update, value=-1, out=d_update)  # flow * z * (1 - z)
+            d_update.mul_(hidden[t] - new)
+            _add_product(kept, derivative[t, :, d:], weight)
+            flow = kept
+        flat = derivative.view(horizon * batch, 4 * d)
+        product = weight_step.dtype
+        d_weight = flat[:, d:].T.to(product) @ hidden[:-1].reshape(horizon * batch, d).to(product)
+        d_table = _sum_by_token(flat, heard.view(-1), ctx.vocabulary)
+        return flow, d_table, d_weight.to(flat.dtype), None, None, None, None
+
+
+def _sum_by_token(rows: Tensor, token: Tensor, vocabulary: int) -> Tensor:
+    """Sum of the rows ``[N, k]`` of each token, ``[V, k]``."""
+    if rows.device.type == "cpu":
+        return rows.new_zeros(vocabulary, rows.shape[1]).index_add_(0, token, rows)
+    # Few tokens get many rows each: additions one by one would wait for each other, and in no fixed order.
+    return F.one_hot(token, vocabulary).T.to(rows.dtype) @ rows
+
+
+class RecordedGRU(Recurrence):
+    """A GRU that writes down its gates while it is stepped; where gradients are disabled it writes nothing down.
+
+    Args:
+        embedding: Of the tokens heard.
+        gru: Its weights; one layer, one direction.
+        initial: ``[B, d]``, state before the first token.
+        horizon: Most steps.
+    """
+
+    def __init__(self, embedding: nn.Embedding, gru: nn.GRU, initial: Tensor, horizon: int) -> None:
+        self._initial, self._weight = initial, gru.all_weights[0][1]
+        self._table = gate_table(embedding, gru)
+        batch, d = initial.shape
+        kind = initial.device.type
+        low = torch.is_autocast_enabled(kind)
+        precision = torch.get_autocast_dtype(kind) if low else self._weight.dtype
+        kept = horizon if torch.is_grad_enabled() else 1  # steps take turns in the room for their states
+        with torch.no_grad():
+            self._rows = self._table.to(self._weight.dtype)
+            self._weight_step = self._weight.T.to(precision).contiguous()
+            self._gates = self._rows.new_empty(kept, batch, 4 * d)
+            self._hidden = self._rows.new_empty(kept + 1, batch, d)
+            self._hidden[0] = initial
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self, heard: Tensor) -> Tensor:
+        """State after one more token heard."""
+        gates = self._gates[self._steps % len(self._gates)]
+        before, after = (self._hidden[(self._steps + i) % len(self._hidden)] for i in (0, 1))
+        torch.index_select(self._rows, 0, heard, out=gates)
+        gru_step(gates, before, self._weight_step, out=after)
+        self._steps += 1
+        return after
+
+    def replay(self, heard: Tensor) -> Tensor:
+        """All states, with gradients."""
+        t = self._steps
+        states: Tensor = _Sequence.apply(
+            self._initial,
+            self._table,
+            self._weight,
+            heard,
+            self._gates[:t],
+            self._hidden[: t + 1],
+            self._weight_step,
+        )
+        return states
