@@ -5,6 +5,7 @@ import gc
 gc.disable()  # collecting while the libraries load, and again at exit, costs a third of the start-up time
 
 import difflib
+import inspect
 import logging
 import os
 import re
@@ -20,17 +21,25 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from toolagent_pl.agents import Agent
 from toolagent_pl.callbacks import (
     Checkpoint,
     CurriculumCallback,
     EpochLines,
     PredictionWriter,
     ProgressBar,
+    RanksAgree,
     SampleTrajectories,
     StopOnNonFinite,
     StopWhenSolved,
 )
+from toolagent_pl.callbacks.agreement import RanksDisagreeError
 from toolagent_pl.callbacks.finite import NonFiniteError
+from toolagent_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError
+from toolagent_pl.learning.algorithms import Algorithm
+from toolagent_pl.machines import Machine
+from toolagent_pl.machines.rewards import Reward
+from toolagent_pl.memory import keep_freed_memory
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.report import print_report
@@ -39,6 +48,7 @@ gc.freeze()
 gc.enable()
 
 LOG_NAME = "lightning_logs"
+SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters
 USAGE_ERROR = 2
 RUN_ERROR = 1
 
@@ -47,14 +57,39 @@ def one_line(message: str) -> str:
     """The telling line of an error message of several lines, with the option first."""
     if own := re.findall(r"^[\s-]*([\w./+, ]+: got .*)$", message, re.MULTILINE):
         return own[-1]
-    key = re.search(r'[Kk]ey "([^"]+)"', message)
-    value = re.search(r"Given value: (.*)", message)
-    expected = re.findall(r"Expected (?:an? )?(.*?)(?:, but got .*)?$", message, re.MULTILINE)
-    if key and value and expected:
-        option = key[1].replace(".init_args", "")
-        types = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", e).replace("NoneType", "null") for e in expected]
-        return f"{option}: got {value[1]}, expected {' or '.join(dict.fromkeys(types))}"
-    return " ".join(message.split())
+    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("NoneType", "null")
+    key = re.search(r'[Kk]ey "([^"]+)":?', message)
+    if key is None:
+        return " ".join(message.split())
+    option = key[1].replace(".init_args", "")
+    value = re.search(r"(?:Given|Got) value: (.*)", message)
+    expected = list(dict.fromkeys(re.findall(r"Expected (?:an? )?([^.\n]*)", message)))
+    if value is None or not expected:
+        return f"{option}: {' '.join(message[key.end() :].split())}"
+    if nested := re.match(r"NestedArg\(key='(\w+)', val='(.*)'\)", value[1]):
+        return f"{option}.{nested[1]}: got {nested[2]}, expected the class to be named too, as in --{option}=Adam"
+    if any("import path" in kind for kind in expected):
+        names = ", ".join(sorted(kind.__name__ for kind in _descendants(_PARTS.get(option, type))))
+        expected = [f"{names or 'the name of a class'}, or the dotted path of another class"]
+    return f"{option}: got {value[1]}, expected {' or '.join(expected)}"
+
+
+_PARTS: dict[str, type] = {
+    "model.agent": Agent,
+    "model.machine": Machine,
+    "model.reward": Reward,
+    "model.algorithm": Algorithm,
+    "optimizer": torch.optim.Optimizer,
+}
+
+
+def _descendants(base: type) -> list[type]:
+    """Classes derived from ``base`` that can be used, none for ``type`` itself."""
+    if base is type:
+        return []
+    children: list[type] = base.__subclasses__()
+    found = [kind for child in children for kind in [child, *_descendants(child)]]
+    return [kind for kind in found if not inspect.isabstract(kind)]
 
 
 class ArgumentParser(LightningArgumentParser):
@@ -98,7 +133,10 @@ class LogConfig(SaveConfigCallback):
             if value is not None and not key.startswith(("config", "trainer.callbacks", "ckpt_path"))
         }
         for logger in trainer.loggers:
-            logger.log_hyperparams(flat)
+            if isinstance(logger, TensorBoardLogger):  # it shows hyper-parameters beside a metric, or not at all
+                logger.log_hyperparams(flat, {SOLVED: 0.0} if stage == "fit" else None)
+            else:
+                logger.log_hyperparams(flat)
 
 
 class ToolAgentCLI(LightningCLI):
@@ -113,12 +151,25 @@ class ToolAgentCLI(LightningCLI):
         parser.link_arguments("data.stages", "model.stages")
         parser.link_arguments("seed_everything", "data.seed", int)
         parser.link_arguments("seed_everything", "model.seed", int)
-        parser.set_defaults({"curriculum.advance_at": 0.99, "curriculum.review": 0.05})
+        parser.set_defaults(
+            {
+                "model.machine": {"class_path": "CalculatorMachine", "init_args": {"max_steps": 12}},
+                "model.reward": {"class_path": "OutcomeReward"},
+                "model.algorithm": {"class_path": "A2C"},
+                "curriculum.advance_at": 0.99,
+                "curriculum.review": 0.05,
+            }
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look at the checkpoint before anything is built."""
         super().parse_arguments(parser, args)
         options = self.config[self.config.subcommand]
+        seed = options.seed_everything
+        if not 0 <= seed < 2**32:
+            parser.error(f"seed_everything: got {seed}, expected a number from 0 to {2**32 - 1}")
+        if options.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            parser.error(f"trainer.accelerator: got {options.trainer.accelerator}, expected auto or cpu: no GPU here")
         if options.ckpt_path == "last":
             options.ckpt_path = self._last_checkpoint(options)
         if options.ckpt_path:
@@ -161,7 +212,9 @@ class ToolAgentCLI(LightningCLI):
         """Build the trainer with what every run has."""
         options = self.config_init[self.subcommand].trainer
         self.started = Started()
-        callbacks = [*(options.callbacks or []), StopOnNonFinite(), self.started]
+        own = options.callbacks or []
+        own = own if isinstance(own, list) else [own]
+        callbacks = [*own, StopOnNonFinite(), RanksAgree(), self.started]
         if self.subcommand == "fit":
             callbacks.append(StopWhenSolved())
         if options.enable_progress_bar is not False:
@@ -169,16 +222,32 @@ class ToolAgentCLI(LightningCLI):
             callbacks.append(ProgressBar() if terminal else EpochLines())
             kwargs["enable_progress_bar"] = terminal
         if options.logger in (None, True):
-            root = options.default_root_dir or "."
-            kwargs["logger"] = TensorBoardLogger(root, name=LOG_NAME, default_hp_metric=False)
+            root = options.default_root_dir or Path.cwd()
+            kwargs["logger"] = self._logger(Path(root))
+        plugins = options.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def _logger(self, root: Path) -> TensorBoardLogger:
+        """A new log directory, or that of the run to go on with."""
+        resumed = Path(self.config_init[self.subcommand].ckpt_path or "")
+        if self.subcommand == "fit" and resumed.parent.parent.parent.resolve() == (root / LOG_NAME).resolve():
+            step = torch.load(resumed, map_location="meta", weights_only=True, mmap=True)["global_step"]
+            # What was logged after the checkpoint is logged again: TensorBoard drops the old points.
+            return TensorBoardLogger(
+                root, LOG_NAME, version=resumed.parent.parent.name, default_hp_metric=False, purge_step=step
+            )
+        return TensorBoardLogger(root, LOG_NAME, default_hp_metric=False)
 
     def _run_subcommand(self, subcommand: str) -> None:
         data = self.datamodule
         try:
-            data.check_split(self.trainer.world_size)  # before any other rank is started
+            # Before anything is written, or any other rank is started.
+            data.check_split(self.trainer.world_size)
+            self._get(self.config_init, "curriculum").check_ladder(data.ladder.names)
             super()._run_subcommand(subcommand)
-        except NonFiniteError as error:
+        except (NonFiniteError, RanksDisagreeError, CheckpointError) as error:
             sys.exit(f"error: {one_line(str(error))}")
         except (ValueError, MisconfigurationException) as error:
             if self.started.started:
@@ -190,15 +259,24 @@ class ToolAgentCLI(LightningCLI):
         if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        stages = self.model.ladder.stages
+        metrics = self.trainer.callback_metrics
+        right = sum(float(metrics[f"test/{stage.name}_accuracy"]) * stage.size for stage in stages)
+        for logger in self.trainer.loggers:
+            logger.log_metrics({SOLVED: right / sum(stage.size for stage in stages)}, self.trainer.global_step)
         if self.trainer.is_global_zero:
             print_report(self.model, self.trainer.callback_metrics)
 
 
 def main(args: list[str] | None = None) -> None:
     """Run a command."""
+    keep_freed_memory()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()  # advertisements
     )
+    warnings.filterwarnings("ignore", message=".*configure_optimizers` will be overridden")  # as --optimizer says
+    warnings.filterwarnings("ignore", message=".*dirpath has changed")  # each command logs into its own directory
+    warnings.filterwarnings("ignore", message=".*infer the batch indices")  # there are none: problems are numbered
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning's, not ours
     ToolAgentCLI(
         ToolAgent,

@@ -42,7 +42,7 @@ class ToolAgent(LightningModule):
         self,
         stages: Sequence[str] = ("T0", "T1", "T2"),
         agent: Callable[[int], Agent] = ActorCritic,
-        machine: Machine[Any] | None = None,
+        machine: Machine | None = None,
         reward: Reward | None = None,
         algorithm: Algorithm | None = None,
         learning_rate: float = 3e-3,
@@ -51,7 +51,7 @@ class ToolAgent(LightningModule):
         super().__init__()
         self.ladder = Ladder(stages)
         self.agent = agent(len(self.ladder))
-        self.machine: Machine[Any] = machine or CalculatorMachine(max_steps=10)
+        self.machine: Machine = machine or CalculatorMachine(max_steps=12)
         self.reward = reward or OutcomeReward()
         self.algorithm = algorithm or A2C()
         if not learning_rate > 0:
@@ -92,10 +92,8 @@ class ToolAgent(LightningModule):
         """Roll out, score, and return the loss."""
         episodes = rollout(self.agent, self.machine, problems, self.horizon, self.seed)
         rewards = self.reward(self.machine, episodes.final, episodes.tokens)
-        hidden = self.agent.unroll(self.agent.encode(problems), episodes.heard)
-        terms = self.algorithm(
-            episodes, rewards, self.agent.log_policy(hidden), self.agent.state_value(hidden), self._mean_over_ranks
-        )
+        log_policy, values = self.agent.judge(episodes.replay())
+        terms = self.algorithm(episodes, rewards, log_policy, values, self._mean_over_ranks)
         if self._is_logging_step():
             self._log_training(episodes, rewards, terms)
         return terms.loss
@@ -152,7 +150,8 @@ class ToolAgent(LightningModule):
         self.mean_reward.update(self.reward(self.machine, episodes.final, episodes.tokens).sum(0), problems.stage)
 
     def _log_evaluation(self, prefix: str) -> None:
-        accuracies, rewards = self.accuracy.compute(), self.mean_reward.compute()
+        # torchmetrics makes a scalar of a single stage.
+        accuracies, rewards = self.accuracy.compute().view(-1), self.mean_reward.compute().view(-1)
         for name, accuracy, reward in zip(self.ladder.names, accuracies, rewards, strict=True):
             self.log(f"{prefix}/{name}_accuracy", accuracy.float(), rank_zero_only=True)
             self.log(f"{prefix}/{name}_reward", reward.float(), rank_zero_only=True)

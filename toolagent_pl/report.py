@@ -24,7 +24,7 @@ def print_report(module: ToolAgent, metrics: Mapping[str, Tensor]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for stage, sample in zip(module.ladder.stages, sample_trajectories(module, SAMPLES), strict=True):
         console.print(_samples(f"{stage.name}: {stage.template}", sample))
-    shaped = not isinstance(module.reward, OutcomeReward)
+    shaped = type(module.reward) is not OutcomeReward
     table = Table("stage", box=box.SIMPLE_HEAD, title="Final greedy agent, all problems", title_justify="left")
     for column in ("problems", "right", "accuracy", *(["mean shaped reward"] if shaped else [])):
         table.add_column(column, justify="right")

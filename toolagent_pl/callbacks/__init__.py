@@ -1,5 +1,6 @@
 """Lightning callbacks: what happens around the updates."""
 
+from toolagent_pl.callbacks.agreement import RanksAgree
 from toolagent_pl.callbacks.checkpoint import Checkpoint
 from toolagent_pl.callbacks.curriculum import CurriculumCallback
 from toolagent_pl.callbacks.finite import StopOnNonFinite
@@ -13,6 +14,7 @@ __all__ = [
     "EpochLines",
     "PredictionWriter",
     "ProgressBar",
+    "RanksAgree",
     "SampleTrajectories",
     "StopOnNonFinite",
     "StopWhenSolved",

@@ -1,11 +1,22 @@
-"""Checkpoints."""
+"""Checkpoints to resume from: every few updates, at the end, and when the run is told to stop."""
 
+import signal
+from types import FrameType
+from typing import Any
+
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
 
 class Checkpoint(ModelCheckpoint):
-    """Keeps ``last.ckpt``: written every few updates, and at the end of training.
+    """Keeps ``last.ckpt``, from which a run goes on as if it had never stopped.
+
+    It is written every few updates and at the end of training. On SIGTERM, SIGUSR1 (sent by SLURM before
+    it takes a machine away) and Ctrl-C it is written after the batch under way, and the process ends with
+    128 plus the number of the signal. A second signal ends it at once.
 
     Args:
         every_n_train_steps: Updates between two checkpoints.
@@ -25,8 +36,70 @@ class Checkpoint(ModelCheckpoint):
             save_last=True,
             enable_version_counter=False,
         )
+        self._signal = 0
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Write ``last.ckpt``."""
+        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to signals. Lightning puts back the handlers that were there when the run ends."""
+        super().on_train_start(trainer, pl_module)
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal: inside an update there is no state to save."""
+        self._signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def _stop_if_told(self, trainer: Trainer) -> None:
+        number = self._signal
+        if trainer.world_size > 1:
+            # All ranks must stop at the same update. They ask each other when they log, not in each update.
+            if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+                return
+            told = torch.tensor(float(number), device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(told, reduce_op="max"))
+        if number:
+            self.save_now(trainer)
+            raise SystemExit(128 + number)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Save if it is time, or if the run is told to stop."""
+        super().on_train_batch_end(trainer, *args)
+        self._stop_if_told(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Stop if told; the resumed run repeats the validation."""
+        if trainer.world_size == 1:
+            self._stop_if_told(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what training ended with."""
-        if not trainer.fast_dev_run and self._last_global_step_saved != trainer.global_step:  # type: ignore[attr-defined]
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.save_now(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """See to it that a validation that is due, or not finished, is made after resuming.
+
+        Lightning takes it for made when it is due at the very update that is saved, and with it drops the end
+        of the epoch, at which the curriculum moves on.
+        """
+        validation = "epoch_loop.val_loop.batch_progress"
+        state = checkpoint["loops"]["fit_loop"]
+        epoch = trainer.fit_loop.epoch_loop
+        if trainer.validating:
+            progress = state[validation]
+            if progress["is_last_batch"] and progress["current"]["completed"] == progress["current"]["ready"]:
+                return  # it is finished
+        else:
+            progress = state["epoch_loop.batch_progress"]
+            fetcher = trainer.fit_loop._data_fetcher
+            in_batch = progress["current"]["completed"] < progress["current"]["processed"]
+            if fetcher is None or not (trainer.training and in_batch and epoch._should_check_val_fx(fetcher)):
+                return
+            for count in ("total", "current"):
+                progress[count]["completed"] = progress[count]["processed"]
+        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        state[validation] = {"total": dict(begun), "current": dict(begun), "is_last_batch": False}

@@ -63,25 +63,32 @@ class CurriculumCallback(Callback):
         shares[self.stage] = 1.0 - sum(shares)
         return shares
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse stages that the data does not have."""
-        names = self._data(trainer).ladder.names
+    def check_ladder(self, names: Sequence[str]) -> None:
+        """Refuse stages that the data does not have.
+
+        Args:
+            names: Of the stages in the data.
+
+        Raises:
+            ValueError: If a position is not one of theirs.
+        """
         if max(self.stages) >= len(names):
             raise ValueError(
                 f"curriculum.stages: got {self.stages}, expected positions from 0 to {len(names) - 1} "
                 f"in data.stages, {list(names)}"
             )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start where the state, which may come from a checkpoint, says."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the stages before the run."""
+        self.check_ladder(self._data(trainer).ladder.names)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start where the state says, which may come from a checkpoint. Later, workers would have begun."""
         self._apply(trainer)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the stage of the epoch."""
-        pl_module.log("train/stage", float(self.stage), on_step=False, on_epoch=True)
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on if it is time. Validation accuracies are synchronised, so all ranks decide alike."""
+        """Log the stage, and go on if it is time. All ranks decide alike: validation is synchronised."""
+        pl_module.log("train/stage", float(self.stage))
         self.epochs += 1
         accuracy = trainer.callback_metrics.get(f"val/{self.stage_name(trainer)}_accuracy")
         if self.advance_at is not None and accuracy is not None and accuracy >= self.advance_at:
