@@ -1,0 +1,1 @@
+"""Benchmarks: throughput beside other implementations, scaling, and time to solve all problems."""
