@@ -50,7 +50,6 @@ gc.enable()
 LOG_NAME = "lightning_logs"
 SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters
 USAGE_ERROR = 2
-RUN_ERROR = 1
 
 
 def one_line(message: str) -> str:
