@@ -1,9 +1,5 @@
 """The command line: ``python -m toolagent_pl fit | validate | test | predict``."""
 
-import gc
-
-gc.disable()  # collecting while the libraries load, and again at exit, costs a third of the start-up time
-
 import difflib
 import inspect
 import logging
@@ -43,9 +39,6 @@ from toolagent_pl.memory import keep_freed_memory
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.report import print_report
-
-gc.freeze()
-gc.enable()
 
 LOG_NAME = "lightning_logs"
 SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.reference import Calculator, padded
 from tests.strategies import expressions_with_programs, random_programs
 from toolagent_pl import CalculatorMachine, Problems
+from toolagent_pl.machines.calculator import MEMORY, MEMORY_DEPTH
 from toolagent_pl.machines.machine import execute
 from toolagent_pl.tokens import PADDING, Token
 
@@ -42,9 +43,12 @@ def test_every_step_is_that_of_the_slow_calculator(batch, max_steps):
             assert state.value[row] == (slow.value or 0)
             assert state.valued[row] == (slow.value is not None)
             assert (state.done[row], state.steps[row], state.idle[row]) == (slow.done, slow.steps, slow.idle)
-            assert length - state.position[row] == len(slow.tape)
-            assert state.memory[row, : state.depth[row]].tolist() == slow.memory
-            assert state.recalled[row] == (slow.left is not None)
+            rest, valued = divmod(int(state.number[row]), 2)
+            rest, recalled = divmod(rest, 2)
+            remaining, depth = divmod(rest, MEMORY_DEPTH + 1)
+            assert (remaining, valued) == (len(slow.tape), slow.value is not None)
+            assert state.registers[row, MEMORY : MEMORY + depth].tolist() == slow.memory
+            assert recalled == (slow.left is not None)
         answered = slow.answered and slow.value is not None
         assert (outcome.answered[row], outcome.valued[row]) == (slow.answered, answered)
         assert outcome.answer[row] == (slow.value if answered else 0)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from toolagent_pl.agents.agent import Recurrence
 
+_MINUS_ONE = torch.tensor(-1.0)
+
 
 def gate_table(embedding: nn.Embedding, gru: nn.GRU) -> Tensor:
     """What each token of the vocabulary contributes to the gates, ``[V, 4d]``: i_n, r, z, h_n.
@@ -32,7 +34,7 @@ def gru_step(gates: Tensor, hidden: Tensor, weight: Tensor, out: Tensor) -> None
     """One step, in place.
 
     Args:
-        gates: ``[B, 4d]``; rows of the gate table on entry, the values of n, r, z, h_n on return.
+        gates: ``[B, 4d]``; rows of the gate table on entry, with i_n doubled; the values of n, r, z, h_n on return.
         hidden: ``[B, d]``.
         weight: ``[d, 3d]``, the recurrent weights of r, z, h_n, transposed; may be of lower precision.
         out: ``[B, d]``, the next hidden state on return.
@@ -42,7 +44,8 @@ def gru_step(gates: Tensor, hidden: Tensor, weight: Tensor, out: Tensor) -> None
     new, reset, update, new_hidden = gates.chunk(4, 1)
     gates[:, d : 3 * d].sigmoid_()
     # tanh(x) = 2 sigmoid(2x) - 1: PyTorch's sigmoid is several times as fast on a CPU as its tanh.
-    new.addcmul_(reset, new_hidden).mul_(2).sigmoid_().mul_(2).sub_(1)
+    new.addcmul_(reset, new_hidden, value=2).sigmoid_()
+    torch.add(_MINUS_ONE, new, alpha=2, out=new)
     torch.lerp(new, hidden, update, out=out)
 
 
@@ -77,31 +80,38 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, output):  # type: ignore[no-untyped-def]
-        """Back-propagation through time, with ``D`` the gradient of (i_n, r, z, h_n) before their activations."""
+        """Back-propagation through time.
+
+        With ``D`` the gradient of (i_n, r, z, h_n) before their activations and ``f`` that of a step's state:
+            D_i_n = f (1 - z) (1 - n^2),  D_z = f (1 - z) z (h - n),  D_h_n = D_i_n r,  D_r = D_i_n h_n r (1 - r)
+        and ``z (h - n) = h' - n``. They take the places of the gates, whose memory is at hand; D_r and D_h_n
+        change places, so that each can be made from what is still there.
+        """
         heard, gates, hidden, weight_step = ctx.saved_tensors
         horizon, batch, d = output.shape
-        flow = torch.zeros_like(hidden[0])  # gradient of hidden[t + 1], ``[B, d]``
-        derivative = torch.empty_like(gates)  # D of all steps, ``[T, B, 4d]``
-        weight = weight_step.T.contiguous()  # [3d, d]
+        weight_reset, weight_update, weight_new = weight_step.T.chunk(3)
+        weight = torch.cat([weight_new, weight_update, weight_reset])  # [3d, d]
+        flow = torch.zeros_like(hidden[0])  # f, ``[B, d]``
         for t in reversed(range(horizon)):
-            flow = flow.add_(output[t])
+            flow.add_(output[t])
             new, reset, update, new_hidden = gates[t].chunk(4, 1)
-            d_new, d_reset, d_update, d_new_hidden = derivative[t].chunk(4, 1)
-            slope = torch.addcmul(flow, flow, update, value=-1)  # flow * (1 - z)
-            torch.addcmul(slope, slope * new, new, value=-1, out=d_new)  # ... * (1 - n^2)
-            torch.mul(d_new, reset, out=d_new_hidden)
-            torch.addcmul(d_new_hidden, d_new_hidden, reset, value=-1, out=d_reset)  # d_new * r * (1 - r)
-            d_reset.mul_(new_hidden)
             kept = flow * update
-            torch.addcmul(kept, kept, update, value=-1, out=d_update)  # flow * z * (1 - z)
-            d_update.mul_(hidden[t] - new)
-            _add_product(kept, derivative[t, :, d:], weight)
+            slope = flow.sub_(kept)  # f (1 - z)
+            torch.sub(hidden[t + 1], new, out=update).mul_(slope)
+            torch.ops.aten.tanh_backward.grad_input(slope, new, grad_input=new)
+            new_hidden.mul_(new)
+            torch.ops.aten.sigmoid_backward.grad_input(new_hidden, reset, grad_input=new_hidden)
+            reset.mul_(new)
             flow = kept
-        flat = derivative.view(horizon * batch, 4 * d)
+            _add_product(flow, gates[t, :, d:], weight)
+        flat = gates.view(horizon * batch, 4 * d)
         product = weight_step.dtype
         d_weight = flat[:, d:].T.to(product) @ hidden[:-1].reshape(horizon * batch, d).to(product)
         d_table = _sum_by_token(flat, heard.view(-1), ctx.vocabulary)
-        return flow, d_table, d_weight.to(flat.dtype), None, None, None, None
+        new, new_hidden, update, reset = d_table.chunk(4, 1)
+        d_table = torch.cat([new, reset, update, new_hidden], 1)
+        d_weight = torch.cat(d_weight.to(flat.dtype).chunk(3)[::-1])
+        return flow, d_table, d_weight, None, None, None, None
 
 
 def _sum_by_token(rows: Tensor, token: Tensor, vocabulary: int) -> Tensor:
@@ -131,7 +141,8 @@ class RecordedGRU(Recurrence):
         precision = torch.get_autocast_dtype(kind) if low else self._weight.dtype
         kept = horizon if torch.is_grad_enabled() else 1  # steps take turns in the room for their states
         with torch.no_grad():
-            self._rows = self._table.to(self._weight.dtype)
+            self._rows = self._table.to(self._weight.dtype, copy=True)
+            self._rows[:, :d] *= 2  # as gru_step wants it
             self._weight_step = self._weight.T.to(precision).contiguous()
             self._gates = self._rows.new_empty(kept, batch, 4 * d)
             self._hidden = self._rows.new_empty(kept + 1, batch, d)

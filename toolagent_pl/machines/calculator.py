@@ -1,59 +1,67 @@
 """The calculator: real tools and a real memory."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from toolagent_pl.machines.machine import Machine, Outcome, execute
+from toolagent_pl.machines.machine import Outcome, execute
+from toolagent_pl.machines.microcode import ACCUMULATOR, FREE, PAIRS, Effects, RegisterMachine, RegisterState
 from toolagent_pl.problems import Problems, Stage
 from toolagent_pl.tokens import PADDING, Token
 
 MEMORY_DEPTH = 8
+# Registers: the recalled left operand, the stack, and the tape, its last operand in the last of them.
+LEFT, MEMORY, TAPE = FREE, FREE + 1, FREE + 1 + MEMORY_DEPTH
 
 
-class CalculatorState(NamedTuple):
-    """State of ``B`` calculators.
-
-    Attributes:
-        problems: The problems worked on; their operands are the tape.
-        tape: int64 ``[B, N + 2]``, their operands and two empty slots, to look ahead at the end.
-        position: int64 ``[B]``, operands taken from the tape so far.
-        value: int64 ``[B]``, the accumulator, 0 where it is empty.
-        valued: bool ``[B]``, whether the accumulator holds a value.
-        left: int64 ``[B]``, the recalled left operand.
-        recalled: bool ``[B]``, whether there is one.
-        memory: int64 ``[B, MEMORY_DEPTH]``, a stack.
-        depth: int64 ``[B]``, its height.
-        done, answered: bool ``[B]``.
-        steps, idle: int64 ``[B]``, actions taken, and those of them that changed nothing.
-    """
-
-    problems: Problems
-    tape: Tensor
-    position: Tensor
-    value: Tensor
-    valued: Tensor
-    left: Tensor
-    recalled: Tensor
-    memory: Tensor
-    depth: Tensor
-    done: Tensor
-    answered: Tensor
-    steps: Tensor
-    idle: Tensor
+def _shape(remaining: Tensor, depth: Tensor, recalled: Tensor, valued: Tensor) -> Tensor:
+    """Number of a shape: operands left on the tape, height of the stack, and what is there."""
+    return ((remaining * (MEMORY_DEPTH + 1) + depth) * 2 + recalled.long()) * 2 + valued.long()
 
 
-Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
+@lru_cache
+def _table(width: int, device: torch.device) -> Tensor:
+    """The rules, for tapes of up to ``width`` operands."""
+    axes = (torch.arange(size) for size in (width + 1, MEMORY_DEPTH + 1, 2, 2, PAIRS))
+    grid = torch.meshgrid(*axes, indexing="ij")
+    remaining, depth, recalled, valued, action = (axis.reshape(-1, PAIRS) for axis in grid)
+    recalled, valued, action = recalled == 1, valued == 1, action + PADDING
+
+    # Which rule applies; at most one of these is true for each pair.
+    operate = (action >= Token.MUL) & (action <= Token.SUB)
+    join_recalled = operate & recalled & valued
+    join_next = operate & ~recalled & valued & (remaining >= 1)
+    join_two = operate & ~valued & (remaining >= 2)
+    storable = (action == Token.STO) & ~recalled & (depth < MEMORY_DEPTH)
+    store_value = storable & valued
+    store_next = storable & ~valued & (remaining >= 1)
+    recallable = (action == Token.RCL) & ~recalled & (depth > 0)
+    recall_left = recallable & valued
+    recall_value = recallable & ~valued
+
+    effects = Effects.none(
+        _shape(
+            remaining=remaining - (join_next | store_next).long() - 2 * join_two.long(),
+            depth=depth + (store_value | store_next).long() - recallable.long(),
+            recalled=(recalled | recall_left) & ~join_recalled,
+            valued=(valued | join_two | recall_value) & ~store_value,
+        )
+    )
+    following, free, top = TAPE + width - remaining, MEMORY + depth, MEMORY + depth - 1
+    effects.put(join_recalled, tool=action, left=LEFT, right=ACCUMULATOR)
+    effects.put(join_next, tool=action, left=ACCUMULATOR, right=following)
+    effects.put(join_two, tool=action, left=following, right=following + 1)
+    effects.put(store_value, left=ACCUMULATOR, target=free)
+    effects.put(store_next, left=following, target=free)
+    effects.put(recall_left, left=top, target=LEFT)
+    effects.put(recall_value, left=top, target=ACCUMULATOR)
+    effects.put(action == Token.ANS)
+    return effects.table().to(device)
 
 
-def arithmetic(tool: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """``left tool right`` for each row; where ``tool`` is no operator the result has no meaning."""
-    return torch.where(tool == Token.MUL, left * right, left + torch.where(tool == Token.SUB, -right, right))
-
-
-class CalculatorMachine(Machine[CalculatorState]):
+class CalculatorMachine(RegisterMachine):
     """Reads a tape of operands from left to right, computes in an accumulator, remembers on a stack.
 
     - MUL, ADD, SUB join: a recalled left operand with the accumulator; else the accumulator with the next
@@ -69,87 +77,27 @@ class CalculatorMachine(Machine[CalculatorState]):
         max_steps: Actions after which an episode ends unanswered; None for no limit.
     """
 
-    def start(self, problems: Problems) -> CalculatorState:
+    def start(self, problems: Problems) -> RegisterState:
         """Empty accumulator, empty memory, untouched tape."""
-        zero = torch.zeros_like(problems.target)
-        no = torch.zeros_like(zero, dtype=torch.bool)
-        memory = zero.new_zeros(problems.size, MEMORY_DEPTH)
-        tape = torch.nn.functional.pad(problems.operands, (0, 2))
-        return CalculatorState(
-            problems=problems, tape=tape, position=zero, value=zero, valued=no, left=zero, recalled=no,
-            memory=memory, depth=zero, done=no, answered=no, steps=zero, idle=zero,
-        )  # fmt: skip
+        width = problems.operands.shape[1]
+        position = torch.arange(width, device=problems.device) - width + problems.length[:, None]  # [B, N]
+        tape = problems.operands.gather(1, position.clamp(min=0))
+        nothing = torch.zeros_like(problems.length)
+        shape = _shape(problems.length, depth=nothing, recalled=nothing, valued=nothing)
+        return self._start(problems, [nothing[:, None].expand(-1, TAPE - FREE), tape], shape)
 
-    def step(self, state: CalculatorState, action: Tensor, combine: Combine = arithmetic) -> CalculatorState:
-        """Execute one action for each problem.
+    def _effects(self, problems: Problems) -> Tensor:
+        return _table(problems.operands.shape[1], problems.device)
 
-        Args:
-            action: int64 ``[B]``; a negative action is padding and takes no step.
-            combine: What the operators compute from (tool, left, right).
-        """
-        problems, tape, position, value, valued, left, recalled, memory, depth, done, answered, steps, idle = state
-        active = ~done & (action >= 0)
-        action = action.masked_fill(~active, PADDING)
-        remaining = problems.length - position
-        following = tape.gather(1, position[:, None])[:, 0]
-        second = tape.gather(1, position[:, None] + 1)[:, 0]
-
-        # Which rule applies; at most one of these is true in each row.
-        operate = (action >= Token.MUL) & (action <= Token.SUB)
-        join_recalled = operate & recalled & valued
-        join_next = operate & ~recalled & valued & (remaining >= 1)
-        join_two = operate & ~valued & (remaining >= 2)
-        joined = join_recalled | join_next | join_two
-        storable = (action == Token.STO) & ~recalled & (depth < MEMORY_DEPTH)
-        store_value = storable & valued
-        store_next = storable & ~valued & (remaining >= 1)
-        recall = (action == Token.RCL) & ~recalled & (depth > 0)
-        answer = action == Token.ANS
-
-        slot = depth.clamp(max=MEMORY_DEPTH - 1)[:, None]
-        top = memory.gather(1, (depth - 1).clamp(min=0)[:, None])[:, 0]
-        stored = torch.where(store_value, value, following)
-        store = store_value | store_next
-        memory = torch.where(store[:, None], memory.scatter(1, slot, stored[:, None]), memory)
-
-        result = combine(
-            action,
-            torch.where(join_recalled, left, torch.where(valued, value, following)),
-            torch.where(join_recalled, value, torch.where(valued, following, second)),
-        )
-        recall_left = recall & valued
-        recall_value = recall & ~valued
-        new_value = torch.where(joined, result, torch.where(recall_value, top, value))
-        new_value = new_value.masked_fill(store_value, 0)
-        steps = steps + active
-        done = done | answer
-        if self.max_steps is not None:
-            done = done | (steps >= self.max_steps)
-        return CalculatorState(
-            problems=problems,
-            tape=tape,
-            position=position + (join_next | store_next) + 2 * join_two,
-            value=new_value,
-            valued=(valued | joined | recall_value) & ~store_value,
-            left=torch.where(recall_left, top, left),
-            recalled=(recalled | recall_left) & ~join_recalled,
-            memory=memory,
-            depth=depth + store - recall.long(),
-            done=done,
-            answered=answered | answer,
-            steps=steps,
-            idle=idle + (active & ~(joined | store | recall | answer)),
-        )
-
-    def outcome(self, state: CalculatorState) -> Outcome:
+    def outcome(self, state: RegisterState) -> Outcome:
         """How the episodes ended."""
-        finished = (state.position == state.problems.length) & (state.depth == 0) & ~state.recalled
-        right = state.valued & (state.value == state.problems.target)
+        right = state.number == 1  # nothing but a value in the accumulator
+        right &= state.registers[:, ACCUMULATOR] == state.problems.target
         return Outcome(
             answered=state.answered,
             answer=torch.where(state.answered, state.value, 0),
             valued=state.answered & state.valued,
-            correct=state.answered & right & finished,
+            correct=state.answered & right,
             steps=state.steps,
         )
 

@@ -6,8 +6,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from toolagent_pl.machines.calculator import CalculatorMachine, CalculatorState
+from toolagent_pl.machines.calculator import CalculatorMachine
 from toolagent_pl.machines.machine import Machine, MachineState
+from toolagent_pl.machines.microcode import COPY, RegisterState
 from toolagent_pl.machines.tutorial import TutorialMachine, tutorial_reward
 from toolagent_pl.tokens import Token
 
@@ -99,7 +100,8 @@ class ProgressReward(Reward):
             """Span of the operator that joins these spans, or -1 where the problem has none."""
             match = (tool == action[:, None]) & (span(start, split) == left[:, None])
             match &= span(split, end) == right[:, None]
-            return torch.where(match, span(start, end), -1).amax(1) if match.shape[1] else torch.full_like(left, -1)
+            joined = torch.where(match, span(start, end), -1).amax(1) if match.shape[1] else torch.full_like(left, -1)
+            return torch.where(action == COPY, left, joined)
 
         position = torch.arange(width, device=problems.device)
         leaves = span(position, position + 1).expand_as(problems.operands)
@@ -111,9 +113,7 @@ class ProgressReward(Reward):
             worked = (state.steps > before.steps) & (state.idle == before.idle)
             operator = (action >= Token.MUL) & (action <= Token.SUB)
             carried_out.append(worked & operator & (state.value >= 0))
-        outcome = _at_last_step(
-            machine.outcome(cast(CalculatorState, final)).correct.float(), final.steps, len(actions)
-        )
+        outcome = _at_last_step(machine.outcome(cast(RegisterState, final)).correct.float(), final.steps, len(actions))
         return outcome + self.weight * torch.stack(carried_out)
 
 

@@ -6,14 +6,15 @@ replaces the accumulator by d*e. To learn to calculate, use the calculator.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from toolagent_pl.machines.machine import Machine, Outcome, execute
+from toolagent_pl.machines.machine import Outcome, execute
+from toolagent_pl.machines.microcode import FREE, PAIRS, ZERO, Effects, RegisterMachine, RegisterState
 from toolagent_pl.problems import STAGES, Problems, Stage
-from toolagent_pl.tokens import Token
+from toolagent_pl.tokens import PADDING, Token
 
 OPERANDS = 5  # a, b, c, d, e; the later ones are not used by the earlier stages
 LAST_STAGE = 2
@@ -24,29 +25,38 @@ _GRADED = {
 }
 
 
-class TutorialState(NamedTuple):
-    """State of ``B`` machines.
-
-    Attributes:
-        problems: The problems worked on.
-        value: int64 ``[B]``, the accumulator, 0 where it is empty.
-        valued: bool ``[B]``, whether the accumulator holds a value.
-        stored: bool ``[B]``, whether STO was called.
-        done, answered: bool ``[B]``.
-        steps, idle: int64 ``[B]``, actions taken, and those of them that changed nothing.
-    """
-
-    problems: Problems
-    value: Tensor
-    valued: Tensor
-    stored: Tensor
-    done: Tensor
-    answered: Tensor
-    steps: Tensor
-    idle: Tensor
+# Registers: the operands, and the number 1.
+A, B, C, D, E, ONE = range(FREE, FREE + OPERANDS + 1)
 
 
-class TutorialMachine(Machine[TutorialState]):
+def _shape(stage: Tensor, stored: Tensor, valued: Tensor) -> Tensor:
+    """Number of a shape: the stage, whether STO was called, and whether there is a value."""
+    return (stage * 2 + stored.long()) * 2 + valued.long()
+
+
+@lru_cache
+def _table(device: torch.device) -> Tensor:
+    """The rules."""
+    grid = torch.meshgrid(*(torch.arange(size) for size in (LAST_STAGE + 1, 2, 2, PAIRS)), indexing="ij")
+    stage, stored, valued, action = (axis.reshape(-1, PAIRS) for axis in grid)
+    stored, valued, action = stored == 1, valued == 1, action + PADDING
+
+    multiply, store = action == Token.MUL, action == Token.STO
+    recall = (action == Token.RCL) & stored
+    swapped = stored & (stage == LAST_STAGE)
+    effects = Effects.none(_shape(stage, stored=stored | store, valued=valued | multiply | recall))
+    effects.put(multiply & ~valued, tool=Token.MUL, left=A, right=B)
+    effects.put(multiply & valued, tool=Token.MUL, right=torch.where(stage > 0, D, ONE))
+    effects.put((action == Token.ADD) & valued, tool=Token.ADD, right=C)
+    subtrahend = torch.where(swapped, E, torch.where(stage > 0, D, ZERO))
+    effects.put((action == Token.SUB) & valued, tool=Token.SUB, right=subtrahend)
+    effects.put(recall)  # an empty value is recalled as 0
+    effects.put(recall & swapped, tool=Token.MUL, left=D, right=E)
+    effects.put(store | (action == Token.ANS))
+    return effects.table().to(device)
+
+
+class TutorialMachine(RegisterMachine):
     """The tutorial's step rules for stages 0, 1 and 2.
 
     Args:
@@ -56,49 +66,17 @@ class TutorialMachine(Machine[TutorialState]):
     def __init__(self, max_steps: int | None = 7) -> None:
         super().__init__(max_steps)
 
-    def start(self, problems: Problems) -> TutorialState:
+    def start(self, problems: Problems) -> RegisterState:
         """Empty accumulator, nothing stored."""
-        zero = torch.zeros_like(problems.target)
-        no = torch.zeros_like(zero, dtype=torch.bool)
-        return TutorialState(
-            problems=problems, value=zero, valued=no, stored=no, done=no, answered=no, steps=zero, idle=zero
-        )
+        one = torch.ones_like(problems.stage)[:, None]
+        nothing = torch.zeros_like(problems.stage)
+        shape = _shape(problems.stage, stored=nothing, valued=nothing)
+        return self._start(problems, [_operands(problems), one], shape)
 
-    def step(self, state: TutorialState, action: Tensor) -> TutorialState:
-        """Execute one action for each problem (int64 ``[B]``; a negative action is padding)."""
-        problems, value, valued, stored, done, answered, steps, idle = state
-        stage = problems.stage
-        a, b, c, d, e = _operands(problems)
-        active = ~done & (action >= 0)
-        swapped = stored & (stage == LAST_STAGE)
+    def _effects(self, problems: Problems) -> Tensor:
+        return _table(problems.device)
 
-        multiply = active & (action == Token.MUL)
-        add = active & valued & (action == Token.ADD)
-        subtract = active & valued & (action == Token.SUB)
-        store = active & (action == Token.STO)
-        recall = active & stored & (action == Token.RCL)
-        answer = active & (action == Token.ANS)
-
-        product = torch.where(valued, value * torch.where(stage > 0, d, 1), a * b)
-        subtrahend = torch.where(swapped, e, torch.where(stage > 0, d, 0))
-        changed = torch.where(multiply, product, value + c * add - subtrahend * subtract)
-        changed = torch.where(recall & swapped, d * e, changed)  # elsewhere an empty value is recalled as 0
-        steps = steps + active
-        done = done | answer
-        if self.max_steps is not None:
-            done = done | (steps >= self.max_steps)
-        return TutorialState(
-            problems=problems,
-            value=changed,
-            valued=valued | multiply | recall,
-            stored=stored | store,
-            done=done,
-            answered=answered | answer,
-            steps=steps,
-            idle=idle + (active & ~(multiply | add | subtract | store | recall | answer)),
-        )
-
-    def outcome(self, state: TutorialState) -> Outcome:
+    def outcome(self, state: RegisterState) -> Outcome:
         """How the episodes ended; correct is judged on the stage's true target, not on the tutorial's."""
         return Outcome(
             answered=state.answered,
@@ -164,7 +142,7 @@ def tutorial_reward(problems: Problems, outcome: Outcome) -> Tensor:
     Only an answer is paid. A value that happens to equal several goals is paid for each of them, so the
     reward can exceed 1.
     """
-    a, b, c, d, e = _operands(problems)
+    a, b, c, d, e = _operands(problems).unbind(1)
     goal0 = a * b
     goal1 = goal0 + c
     goal2 = goal1 - d
@@ -180,7 +158,7 @@ def tutorial_reward(problems: Problems, outcome: Outcome) -> Tensor:
     return correct + 0.2 * shaped
 
 
-def _operands(problems: Problems) -> tuple[Tensor, ...]:
-    """The columns a, b, c, d, e; those that the ladder has no room for are 0."""
+def _operands(problems: Problems) -> Tensor:
+    """a, b, c, d, e, int64 ``[B, 5]``; those that the ladder has no room for are 0."""
     tape = problems.operands
-    return torch.nn.functional.pad(tape, (0, OPERANDS - tape.shape[1])).unbind(1)
+    return torch.nn.functional.pad(tape, (0, OPERANDS - tape.shape[1]))
