@@ -133,6 +133,17 @@ def test_a_run_writes_curves_samples_hyperparameters_and_its_configuration(train
     assert b"(" in events.Tensors(text)[0].tensor_proto.string_val[0]
 
 
+def test_a_run_says_how_fast_it_is(trained):
+    events = EventAccumulator(str(trained))
+    events.Reload()
+    names = ("throughput/tokens_per_second", "throughput/problems_per_second", "throughput/mfu", "train/episode_length")
+    for tokens, problems, mfu, length in zip(*map(events.Scalars, names), strict=True):
+        assert tokens.value / problems.value == pytest.approx(length.value, rel=1e-4)
+        # 6 FLOP for each weight: three recurrent matrices, and the heads for six actions and the value.
+        peak = tokens.value * 6 * (3 * 96 * 96 + 7 * 96) / mfu.value
+        assert 1e9 < peak < 1e14
+
+
 def test_predict_writes_one_json_object_a_problem(trained):
     main(["predict", "--trainer.accelerator=cpu", f"--ckpt_path={trained}/checkpoints/last.ckpt"])
     lines = (trained / "checkpoints" / "last.predictions.jsonl").read_text().splitlines()

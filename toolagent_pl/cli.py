@@ -28,6 +28,7 @@ from toolagent_pl.callbacks import (
     SampleTrajectories,
     StopOnNonFinite,
     StopWhenSolved,
+    Throughput,
 )
 from toolagent_pl.callbacks.agreement import RanksDisagreeError
 from toolagent_pl.callbacks.finite import NonFiniteError
@@ -132,7 +133,24 @@ class LogConfig(SaveConfigCallback):
 
 
 class ToolAgentCLI(LightningCLI):
-    """LightningCLI with this project's callbacks, one-line errors, and a report at the end of ``fit``."""
+    """LightningCLI with this project's callbacks, one-line errors, and a report at the end of ``fit``.
+
+    Args:
+        args: Words of the command line; None for those that the process was started with.
+        kwargs: Those of LightningCLI.
+    """
+
+    def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
+        self.command_line = args
+        super().__init__(ToolAgent, ProblemDataModule, args=args, **kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Build the options of the command that is run; those of the others would take another 0.2 s."""
+        words = sys.argv[1:] if self.command_line is None else self.command_line
+        if words and words[0] in self.subcommands() and words[0] != subcommand:
+            self._subcommand_method_arguments[subcommand] = []
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that have options, and tie together what must agree."""
@@ -207,8 +225,9 @@ class ToolAgentCLI(LightningCLI):
         own = options.callbacks or []
         own = own if isinstance(own, list) else [own]
         callbacks = [*own, StopOnNonFinite(), RanksAgree(), self.started]
+        self.solved = StopWhenSolved()
         if self.subcommand == "fit":
-            callbacks.append(StopWhenSolved())
+            callbacks += [self.solved, Throughput()]
         if options.enable_progress_bar is not False:
             terminal = sys.stderr.isatty()
             callbacks.append(ProgressBar() if terminal else EpochLines())
@@ -247,17 +266,22 @@ class ToolAgentCLI(LightningCLI):
             self.parser.error(str(error), error)
 
     def after_fit(self) -> None:
-        """Test on all problems, and print what came out."""
+        """Print what comes out of a test on all problems, made here if it was not made to end the run."""
         if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        results = self.solved.results
+        if results is None:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            results = self.trainer.callback_metrics
         stages = self.model.ladder.stages
-        metrics = self.trainer.callback_metrics
-        right = sum(float(metrics[f"test/{stage.name}_accuracy"]) * stage.size for stage in stages)
+        right = sum(float(results[f"test/{stage.name}_accuracy"]) * stage.size for stage in stages)
+        logged = {name: float(value) for name, value in results.items() if name.startswith("test/")}
         for logger in self.trainer.loggers:
-            logger.log_metrics({SOLVED: right / sum(stage.size for stage in stages)}, self.trainer.global_step)
+            logger.log_metrics(
+                {**logged, SOLVED: right / sum(stage.size for stage in stages)}, self.trainer.global_step
+            )
         if self.trainer.is_global_zero:
-            print_report(self.model, self.trainer.callback_metrics)
+            print_report(self.model, results)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -271,8 +295,7 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*infer the batch indices")  # there are none: problems are numbered
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning's, not ours
     ToolAgentCLI(
-        ToolAgent,
-        ProblemDataModule,
+        args,
         save_config_callback=LogConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
@@ -284,5 +307,4 @@ def main(args: list[str] | None = None) -> None:
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
         },
-        args=args,
     )

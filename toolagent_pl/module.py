@@ -11,7 +11,7 @@ from toolagent_pl.agents import ActorCritic, Agent
 from toolagent_pl.learning.algorithms import A2C, Algorithm
 from toolagent_pl.learning.losses import LossTerms
 from toolagent_pl.learning.rollout import MAX_HORIZON, Rollout, rollout
-from toolagent_pl.machines import CalculatorMachine, Machine
+from toolagent_pl.machines import CalculatorMachine, Machine, Outcome
 from toolagent_pl.machines.rewards import OutcomeReward, Reward
 from toolagent_pl.metrics import StageMean
 from toolagent_pl.problems import Ladder, Problems
@@ -58,6 +58,7 @@ class ToolAgent(LightningModule):
             raise ValueError(f"model.learning_rate: got {learning_rate}, expected more than 0")
         self.learning_rate, self.seed = learning_rate, seed
         self._check()
+        self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last update
         self.accuracy = StageMean(len(self.ladder))
         self.mean_reward = StageMean(len(self.ladder))
 
@@ -94,6 +95,7 @@ class ToolAgent(LightningModule):
         rewards = self.reward(self.machine, episodes.final, episodes.tokens)
         log_policy, values = self.agent.judge(episodes.replay())
         terms = self.algorithm(episodes, rewards, log_policy, values, self._mean_over_ranks)
+        self.actions_taken = episodes.final.steps.sum()
         if self._is_logging_step():
             self._log_training(episodes, rewards, terms)
         return terms.loss
@@ -111,7 +113,7 @@ class ToolAgent(LightningModule):
 
     def _log_training(self, episodes: Rollout, rewards: Tensor, terms: LossTerms) -> None:
         """Log the terms of the loss and what the agent did. Not in every step: ``log`` costs 0.2 ms a name."""
-        steps = episodes.final.steps.sum()
+        steps = self.actions_taken
         calls = (episodes.tokens[..., None] == self.agent.actions) & episodes.mask[..., None]  # [T, B, A]
         names = [f"tools/{Token(token)}" for token in self.agent.actions.tolist()]
         values = {
@@ -143,36 +145,44 @@ class ToolAgent(LightningModule):
         """Greedy episodes."""
         return rollout(self.agent, self.machine, problems, self.horizon)
 
-    def _evaluate(self, problems: Problems) -> None:
+    def evaluate(self, problems: Problems) -> Outcome:
+        """Answer a batch greedily, and count it in the metrics."""
         episodes = self.act(problems)
         outcome = self.machine.outcome(episodes.final)
         self.accuracy.update(outcome.correct, problems.stage)
         self.mean_reward.update(self.reward(self.machine, episodes.final, episodes.tokens).sum(0), problems.stage)
+        return outcome
 
-    def _log_evaluation(self, prefix: str) -> None:
+    def results(self, prefix: str) -> dict[str, Tensor]:
+        """Share of right answers and mean reward of each stage, over what was evaluated since the last call.
+
+        Args:
+            prefix: Of the names, ``val`` or ``test``.
+        """
         # torchmetrics makes a scalar of a single stage.
         accuracies, rewards = self.accuracy.compute().view(-1), self.mean_reward.compute().view(-1)
-        for name, accuracy, reward in zip(self.ladder.names, accuracies, rewards, strict=True):
-            self.log(f"{prefix}/{name}_accuracy", accuracy.float(), rank_zero_only=True)
-            self.log(f"{prefix}/{name}_reward", reward.float(), rank_zero_only=True)
         self.accuracy.reset()
         self.mean_reward.reset()
+        found = {}
+        for name, accuracy, reward in zip(self.ladder.names, accuracies, rewards, strict=True):
+            found[f"{prefix}/{name}_accuracy"], found[f"{prefix}/{name}_reward"] = accuracy.float(), reward.float()
+        return found
 
     def validation_step(self, problems: Problems, batch_idx: int) -> None:
         """Answer a batch greedily."""
-        self._evaluate(problems)
+        self.evaluate(problems)
 
     def on_validation_epoch_end(self) -> None:
         """Log the share of right answers and the mean reward of each stage."""
-        self._log_evaluation("val")
+        self.log_dict(self.results("val"), rank_zero_only=True)
 
     def test_step(self, problems: Problems, batch_idx: int) -> None:
         """Answer a batch greedily."""
-        self._evaluate(problems)
+        self.evaluate(problems)
 
     def on_test_epoch_end(self) -> None:
         """Log the share of right answers and the mean reward of each stage."""
-        self._log_evaluation("test")
+        self.log_dict(self.results("test"), rank_zero_only=True)
 
     def predict_step(self, problems: Problems, batch_idx: int) -> Rollout:
         """Greedy episodes, with all states of the machine along the way."""

@@ -69,6 +69,11 @@ class ActorCritic(Agent):
         logits = F.linear(hidden, self.policy.weight[self.actions], self.policy.bias[self.actions])
         return F.log_softmax(logits.float(), dim=-1)
 
+    def flop_per_token(self) -> int:
+        """FLOP that training on one action takes at least. The input projection of a token is looked up."""
+        recurrent = self.gru.all_weights[0][1].numel()
+        return 6 * (recurrent + (len(self.actions) + 1) * self.value.in_features)
+
     def judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities ``[..., A]`` and value ``[...]`` from one matrix product, float32."""
         weight = torch.cat([self.policy.weight[self.actions], self.value.weight])

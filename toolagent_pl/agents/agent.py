@@ -72,6 +72,16 @@ class Agent(nn.Module, ABC):
     def log_policy(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of ``actions``, float32 ``[..., A]``."""
 
+    def flop_per_token(self) -> int:
+        """FLOP that training on one action takes at least: 6 for each weight that is multiplied with."""
+        return 6 * sum(
+            weight.numel()
+            for module in self.modules()
+            if not isinstance(module, nn.Embedding)
+            for weight in module.parameters(recurse=False)
+            if weight.ndim > 1
+        )
+
     @abstractmethod
     def judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """``log_policy``, and the value: the expected return from here on, float32 ``[...]``."""

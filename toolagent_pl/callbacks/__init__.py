@@ -7,6 +7,7 @@ from toolagent_pl.callbacks.finite import StopOnNonFinite
 from toolagent_pl.callbacks.progress import EpochLines, ProgressBar
 from toolagent_pl.callbacks.samples import PredictionWriter, SampleTrajectories
 from toolagent_pl.callbacks.solved import StopWhenSolved
+from toolagent_pl.callbacks.throughput import Throughput
 
 __all__ = [
     "Checkpoint",
@@ -18,4 +19,5 @@ __all__ = [
     "SampleTrajectories",
     "StopOnNonFinite",
     "StopWhenSolved",
+    "Throughput",
 ]

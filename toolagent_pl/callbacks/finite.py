@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 from torch.optim import Optimizer
 
 from toolagent_pl.problems import Problems
@@ -16,34 +17,53 @@ class NonFiniteError(RuntimeError):
 
 
 class StopOnNonFinite(Callback):
-    """Stops before an update with a NaN or infinite gradient reaches the weights, and keeps the batch.
+    """Stops a run with a NaN or infinite gradient, and keeps the batch.
 
-    A loss that is not finite gives such gradients, so one look at them is enough.
+    A loss that is not finite gives such gradients, so one look at them is enough. On a CPU it comes before the
+    gradient reaches the weights. A GPU would have to be waited for: there the look comes when metrics are logged,
+    and before a checkpoint is written, so that every checkpoint is good.
     """
 
     def __init__(self) -> None:
-        self._problems: Problems | None = None
+        self._batches: list[Problems] = []  # of the update under way
+        self._updates: list[tuple[int, list[Problems], Tensor]] = []  # not looked at: step, batches, gradient norm
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Problems, *args: Any) -> None:
-        """Keep the batch until the update is made."""
-        self._problems = batch
+        """Keep the batch until its gradient was looked at."""
+        self._batches.append(batch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the gradients.
+        """Look at the gradients, or note them.
 
         Raises:
             NonFiniteError: If one of them is not finite; names the step, the saved batch and the last checkpoint.
         """
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if torch.isfinite(norm):
+        self._updates.append((trainer.global_step, self._batches, norm))
+        self._batches = []
+        step = trainer.global_step + 1
+        if norm.device.type == "cpu" or step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._look(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Do not let bad weights be saved.
+
+        Raises:
+            NonFiniteError: As above.
+        """
+        self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        updates, self._updates = self._updates, []
+        if not updates or bool(torch.isfinite(torch.stack([norm for _, _, norm in updates])).all()):
             return
+        step, batches, norm = next(update for update in updates if not torch.isfinite(update[2]))
         saved = [c.last_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         last = next((path for path in saved if path), "none was written yet")
-        batch = Path(trainer.log_dir or ".") / f"not_finite_step{trainer.global_step}.rank{trainer.global_rank}.pt"
-        assert self._problems is not None
-        torch.save({"step": trainer.global_step, "problems": tuple(self._problems)}, batch)
+        file = Path(trainer.log_dir or ".") / f"not_finite_step{step}.rank{trainer.global_rank}.pt"
+        torch.save({"step": step, "batches": [tuple(batch) for batch in batches]}, file)
         raise NonFiniteError(
-            f"step {trainer.global_step}: loss or gradient is not finite (gradient norm {float(norm)}); the weights "
-            f"of the steps before are good, last checkpoint: {last}; the batch is in {batch}"
+            f"step {step}: loss or gradient is not finite (gradient norm {float(norm)}); the weights "
+            f"of the steps before are good, last checkpoint: {last}; the batch is in {file}"
         )

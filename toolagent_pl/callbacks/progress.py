@@ -7,7 +7,7 @@ from toolagent_pl.callbacks.curriculum import CurriculumCallback
 
 
 def headline(trainer: Trainer) -> dict[str, str]:
-    """The stage, the mean reward, and the accuracy of each stage at the last validation or test."""
+    """The stage, the mean reward, the speed, and the accuracy of each stage at the last validation or test."""
     items = {}
     metrics = trainer.callback_metrics
     if trainer.training or trainer.validating:
@@ -16,6 +16,10 @@ def headline(trainer: Trainer) -> dict[str, str]:
                 items["stage"] = callback.stage_name(trainer)
         if "train/reward" in metrics:
             items["reward"] = f"{float(metrics['train/reward']):.3f}"
+        if "throughput/tokens_per_second" in metrics:
+            items["tokens/s"] = f"{float(metrics['throughput/tokens_per_second']):,.0f}"
+            items["problems/s"] = f"{float(metrics['throughput/problems_per_second']):,.0f}"
+            items["MFU"] = f"{100 * float(metrics['throughput/mfu']):.1f}%"
     for name, value in metrics.items():
         prefix, _, rest = name.partition("/")
         if prefix in ("val", "test") and rest.endswith("_accuracy"):
