@@ -66,8 +66,8 @@ class ActorCritic(Agent):
 
     def log_policy(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the allowed actions, float32 ``[..., A]``."""
-        logits = F.linear(hidden, self.policy.weight[self.actions], self.policy.bias[self.actions])
-        return F.log_softmax(logits.float(), dim=-1)
+        logits = _actions_first(hidden, self.policy.weight[self.actions], self.policy.bias[self.actions])
+        return F.log_softmax(logits, 0).T.unflatten(0, hidden.shape[:-1])
 
     def flop_per_token(self) -> int:
         """FLOP that training on one action takes at least. The input projection of a token is looked up."""
@@ -78,8 +78,17 @@ class ActorCritic(Agent):
         """Log-probabilities ``[..., A]`` and value ``[...]`` from one matrix product, float32."""
         weight = torch.cat([self.policy.weight[self.actions], self.value.weight])
         bias = torch.cat([self.policy.bias[self.actions], self.value.bias])
-        heads = F.linear(hidden, weight, bias).float()
-        return F.log_softmax(heads[..., :-1], dim=-1), heads[..., -1]
+        heads = _actions_first(hidden, weight, bias)
+        log_policy = F.log_softmax(heads[:-1], 0).T
+        return log_policy.unflatten(0, hidden.shape[:-1]), heads[-1].unflatten(0, hidden.shape[:-1])
+
+
+def _actions_first(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer on ``[..., d]``, float32 ``[A, N]``.
+
+    On a CPU the softmax over a few rows is ten times as fast as that over as many neighbouring numbers.
+    """
+    return torch.addmm(bias[:, None], weight, hidden.flatten(0, -2).T).float()
 
 
 def _checked_actions(names: Sequence[str]) -> list[int]:

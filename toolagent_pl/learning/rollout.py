@@ -56,27 +56,28 @@ def rollout(agent: Agent, machine: Machine, problems: Problems, horizon: int, se
     with torch.no_grad():
         heard = torch.full_like(problems.stage, Token.CTX)
         state = machine.start(problems)
-        states, choices, tokens, mask = [state], [], [], []
+        states, choices, tokens = [state], [], []
         if seed is not None:
             steps = torch.arange(horizon, device=problems.device)[:, None]
             noise = random_uniform(seed, Purpose.ACTION, problems.number * MAX_HORIZON + steps)  # [T, B]
         for t in range(horizon):
             log_policy = agent.log_policy(recurrence.step(heard))  # [B, A]
             if seed is None:
-                choice = log_policy.argmax(1)
+                choice = log_policy.contiguous().argmax(1)
             else:
                 # Inverse transform sampling: how many cumulated probabilities lie below the noise.
-                choice = (log_policy.exp_().cumsum(1)[:, :-1] < noise[t, :, None]).sum(1)
-            heard = agent.actions[choice]
+                cumulated = log_policy.exp_().contiguous().cumsum(1)
+                choice = (cumulated[:, :-1] < noise[t, :, None]).sum(1)
+            heard = agent.actions.index_select(0, choice)
             choices.append(choice)
             tokens.append(heard)
-            mask.append(~state.done)
             state = machine.step(state, heard)
             states.append(state)
             # To look at the states costs nothing on a CPU; a GPU would have to be waited for.
             if seed is None and problems.device.type == "cpu" and bool(state.done.all()):
                 break
-    return Rollout(problems, torch.stack(choices), torch.stack(tokens), torch.stack(mask), states, recurrence)
+    mask = ~torch.stack([before.done for before in states[:-1]])
+    return Rollout(problems, torch.stack(choices), torch.stack(tokens), mask, states, recurrence)
 
 
 def visible_actions(rollout: Rollout) -> Tensor:
