@@ -91,9 +91,10 @@ class ToolAgent(LightningModule):
 
     def training_step(self, problems: Problems, batch_idx: int) -> Tensor:
         """Roll out, score, and return the loss."""
-        episodes = rollout(self.agent, self.machine, problems, self.horizon, self.seed)
+        past_end = self.algorithm.past_end
+        episodes = rollout(self.agent, self.machine, problems, self.horizon, self.seed, past_end)
         rewards = self.reward(self.machine, episodes.final, episodes.tokens)
-        log_policy, values = self.agent.judge(episodes.replay())
+        log_policy, values = episodes.judge(self.agent)
         terms = self.algorithm(episodes, rewards, log_policy, values, self._mean_over_ranks)
         self.actions_taken = episodes.final.steps.sum()
         if self._is_logging_step():

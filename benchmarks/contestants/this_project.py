@@ -63,14 +63,14 @@ class ThisProject(Contestant):
     def _loss(self, episodes: Rollout) -> tuple[Tensor, Tensor]:
         """Mean reward and loss."""
         rewards = self.reward(self.machine, episodes.final, episodes.tokens)
-        terms = self.algorithm(episodes, rewards, *self.agent.judge(episodes.replay()), lambda x: x)
+        terms = self.algorithm(episodes, rewards, *episodes.judge(self.agent), lambda x: x)
         return rewards.sum(0).mean(), terms.loss
 
     def update(self) -> tuple[Tensor, Tensor]:
         """Do one whole update."""
         problems = self.stream.batch(self.position)
         self.position += 1
-        reward, loss = self._loss(rollout(self.agent, self.machine, problems, ACTIONS, self.seed))
+        reward, loss = self._loss(rollout(self.agent, self.machine, problems, ACTIONS, self.seed, True))
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.agent.parameters(), LARGEST_NORM)

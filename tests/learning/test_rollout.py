@@ -8,7 +8,7 @@ from toolagent_pl import CalculatorMachine, TutorialMachine
 from toolagent_pl.agents import ActorCritic, Agent
 from toolagent_pl.learning.rollout import rollout, visible_actions
 from toolagent_pl.machines.machine import execute
-from toolagent_pl.problems import Ladder, Problems
+from toolagent_pl.problems import Ladder
 from toolagent_pl.tokens import PADDING, TOOLS, Token
 
 LADDER = Ladder(["T0", "T1", "T2"])
@@ -38,8 +38,9 @@ def problems(size):
 def test_greedy_takes_the_likeliest_action():
     network = agent()
     episodes = rollout(network, MACHINE, problems(60), HORIZON)
-    assert torch.equal(episodes.choices, network.log_policy(episodes.replay()).argmax(2))
-    assert torch.equal(episodes.tokens, network.actions[episodes.choices])
+    likeliest = episodes.judge(network)[0].argmax(2)
+    assert torch.equal(episodes.choices[episodes.mask], likeliest[episodes.mask])
+    assert torch.equal(episodes.tokens[episodes.mask], network.actions[episodes.choices][episodes.mask])
 
 
 def test_sampled_actions_follow_the_policy():
@@ -47,8 +48,8 @@ def test_sampled_actions_follow_the_policy():
     network = agent(actions=["MUL", "ADD", "STO", "ANS"])
     with torch.no_grad():
         network.policy.weight *= 6  # far from even
-    episodes = rollout(network, MACHINE, problems(6000), HORIZON, seed=9)
-    chance = network.log_policy(episodes.replay()).exp().detach()  # [T, B, A]
+    episodes = rollout(network, MACHINE, problems(6000), HORIZON, seed=9, past_end=True)
+    chance = episodes.judge(network)[0].exp().detach()  # [T, B, A]
     surprise = torch.nn.functional.one_hot(episodes.choices, 4) - chance
     before = torch.cat([torch.zeros_like(episodes.choices[:1]), episodes.choices[:-1]])
     compared = 0
@@ -92,7 +93,7 @@ def test_no_two_draws_of_noise_are_the_same():
     network = agent()
     torch.nn.init.zeros_(network.policy.weight)
     torch.nn.init.zeros_(network.policy.bias)  # an even policy: choices show the noise
-    choices = rollout(network, MACHINE, problems(3000), HORIZON, seed=3).choices
+    choices = rollout(network, MACHINE, problems(3000), HORIZON, seed=3, past_end=True).choices
     for later in range(1, HORIZON):
         assert (choices[later:] == choices[:-later]).float().mean().item() == pytest.approx(1 / 6, abs=0.03)
         neighbours = choices[later:, :-1] == choices[:-later, 1:]
@@ -108,17 +109,18 @@ def test_equal_problems_are_tried_in_different_ways():
 @pytest.mark.parametrize("actions", [["MUL", "ADD", "ANS"], ["9"], [str(tool) for tool in TOOLS]])
 def test_only_allowed_tokens_are_emitted(actions, seed):
     network = agent(actions=actions)
-    tokens = rollout(network, MACHINE, problems(200), HORIZON, seed).tokens
+    tokens = rollout(network, MACHINE, problems(200), HORIZON, seed, past_end=True).tokens
     assert {str(Token(token)) for token in tokens.unique().tolist()} <= set(actions)
 
 
 @pytest.mark.parametrize("machine", [MACHINE, CalculatorMachine(max_steps=3), TutorialMachine(max_steps=HORIZON)])
 def test_the_mask_covers_the_episode_and_no_more(machine):
     episodes = rollout(agent(), machine, problems(300), HORIZON, seed=2)
-    assert episodes.mask.shape == (HORIZON, 300)
+    horizon = min(HORIZON, machine.max_steps)  # when all have ended, the rollout has
+    assert episodes.mask.shape == (horizon, 300)
     assert torch.equal(episodes.mask.sum(0), episodes.final.steps)
     for b, length in enumerate(episodes.final.steps.tolist()):
-        assert episodes.mask[:, b].tolist() == [True] * length + [False] * (HORIZON - length)
+        assert episodes.mask[:, b].tolist() == [True] * length + [False] * (horizon - length)
         answers = (episodes.tokens[:length, b] == Token.ANS).tolist()
         assert not any(answers[:-1])
         assert answers[-1] or length == machine.max_steps
@@ -134,30 +136,52 @@ def test_visible_actions_run_to_the_same_end():
         assert torch.equal(one, other)
 
 
-def replayed(network, batch: Problems):
-    """Tokens, states, and the gradient of something that depends on every state."""
-    episodes = rollout(network, MACHINE, batch, HORIZON, seed=8)
-    states = episodes.replay()
-    network.log_policy(states).gather(2, episodes.choices[..., None]).sum().backward()
-    return episodes.tokens, states, {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+def replayed(network, past_end):
+    """Tokens, log-probabilities and values, and the gradient of something that depends on all of them."""
+    episodes = rollout(network, MACHINE, problems(40), HORIZON, seed=8, past_end=past_end)
+    log_policy, values = episodes.judge(network)
+    chosen = log_policy.gather(2, episodes.choices[..., None])[..., 0]
+    ((chosen + values.square()) * (episodes.mask | past_end)).sum().backward()
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return episodes, log_policy.detach(), values.detach(), gradients
 
 
-def test_what_is_replayed_is_what_a_plain_gru_computes():
+@pytest.mark.parametrize("past_end", [False, True])
+def test_what_is_replayed_is_what_a_plain_gru_computes(past_end):
     """States, and the gradients of all weights, in float64."""
-    fast, plain = agent().double(), agent(PlainActorCritic).double()
-    tokens, states, gradients = replayed(fast, problems(40))
-    plain_tokens, plain_states, plain_gradients = replayed(plain, problems(40))
-    assert torch.equal(tokens, plain_tokens)
-    assert_close(states, plain_states)
+    fast, log_policy, values, gradients = replayed(agent().double(), past_end)
+    plain, plain_log_policy, plain_values, plain_gradients = replayed(agent(PlainActorCritic).double(), past_end)
+    assert torch.equal(fast.tokens, plain.tokens)
+    assert_close(log_policy, plain_log_policy)
+    assert_close(values, plain_values)
     assert gradients.keys() == plain_gradients.keys()
     for name, gradient in gradients.items():
         assert_close(gradient, plain_gradients[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [ActorCritic, PlainActorCritic])
+def test_steps_after_the_end_are_left_out_and_change_nothing(kind):
+    """Ended episodes are dropped from the batch; what is left of it goes on as it would have."""
+    short, log_policy, values, gradients = replayed(agent(kind).double(), past_end=False)
+    whole = rollout(agent(kind).double(), MACHINE, problems(40), HORIZON, seed=8, past_end=True)
+    assert torch.equal(visible_actions(short), visible_actions(whole))
+    assert len(short.rows) == short.mask.sum() < short.mask.numel()
+    network = agent(kind).double()
+    whole = rollout(network, MACHINE, problems(40), HORIZON, seed=8, past_end=True)
+    whole_log_policy, whole_values = whole.judge(network)
+    assert_close(log_policy[short.mask], whole_log_policy[short.mask])
+    assert_close(values[short.mask], whole_values[short.mask])
+    chosen = whole_log_policy.gather(2, whole.choices[..., None])[..., 0]
+    ((chosen + whole_values.square()) * whole.mask).sum().backward()
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            assert_close(gradients[name], parameter.grad, rtol=1e-5, atol=1e-6)
+
+
 def test_replaying_gives_the_states_that_were_acted_from():
     network = agent()
-    episodes = rollout(network, MACHINE, problems(40), HORIZON, seed=8)
+    episodes = rollout(network, MACHINE, problems(40), HORIZON, seed=8, past_end=True)
     recurrence = network.begin(network.encode(problems(40)), HORIZON)
     heard = torch.cat([torch.full((1, 40), Token.CTX), episodes.tokens[:-1]])
-    stepped = torch.stack([recurrence.step(token).clone() for token in heard])
-    assert_close(episodes.replay(), stepped)
+    stepped = torch.cat([recurrence.step(token).clone() for token in heard])
+    assert_close(episodes.recurrence.replay(), stepped)

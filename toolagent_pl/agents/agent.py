@@ -12,26 +12,20 @@ class Recurrence(ABC):
     """The states of an agent in a batch of ``B`` episodes: stepped while acting, replayed while learning."""
 
     @abstractmethod
-    def step(self, heard: Tensor) -> Tensor:
+    def step(self, heard: Tensor, kept: Tensor | None = None) -> Tensor:
         """State after one more token heard, without gradients.
 
         Args:
-            heard: int64 ``[B]``: CTX first, then the agent's own tokens.
+            heard: int64 ``[K]``: CTX first, then the agent's own tokens.
+            kept: int64 ``[K]``, which rows of the step before go on, in ascending order; None for all of them.
 
         Returns:
-            ``[B, d]``.
+            ``[K, d]``.
         """
 
     @abstractmethod
-    def replay(self, heard: Tensor) -> Tensor:
-        """The states after each of the steps taken, with gradients.
-
-        Args:
-            heard: int64 ``[T, B]``, what was heard in them.
-
-        Returns:
-            ``[T, B, d]``.
-        """
+    def replay(self) -> Tensor:
+        """The states after all steps taken, one step after the other, with gradients; ``[N, d]``."""
 
 
 class Agent(nn.Module, ABC):
@@ -92,14 +86,16 @@ class _Repeated(Recurrence):
 
     def __init__(self, agent: Agent, hidden: Tensor) -> None:
         self._agent, self._initial, self._hidden = agent, hidden, hidden.detach()
+        self._steps: list[tuple[Tensor, Tensor | None]] = []
 
     @torch.no_grad()
-    def step(self, heard: Tensor) -> Tensor:
-        self._hidden = self._agent.step(self._hidden, heard)
+    def step(self, heard: Tensor, kept: Tensor | None = None) -> Tensor:
+        self._steps.append((heard, kept))
+        self._hidden = self._agent.step(self._hidden if kept is None else self._hidden[kept], heard)
         return self._hidden
 
-    def replay(self, heard: Tensor) -> Tensor:
+    def replay(self) -> Tensor:
         states = [self._initial]
-        for token in heard:
-            states.append(self._agent.step(states[-1], token))
-        return torch.stack(states[1:])
+        for heard, kept in self._steps:
+            states.append(self._agent.step(states[-1] if kept is None else states[-1][kept], heard))
+        return torch.cat(states[1:])

@@ -61,21 +61,22 @@ class _Sequence(torch.autograd.Function):
     """Hands out recorded states of a GRU, and knows their gradient."""
 
     @staticmethod
-    def forward(ctx, initial, table, weight, heard, gates, hidden, weight_step):  # type: ignore[no-untyped-def]
-        """Nothing to compute: the states are recorded.
+    def forward(ctx, initial, table, weight, steps, heard, gates, before, after, weight_step):  # type: ignore[no-untyped-def]
+        """Nothing to compute: the states are recorded. The rows of all steps come one after the other, ``[N]``.
 
         Args:
             initial: ``[B, d]``.
             table: ``[V, 4d]``.
             weight: ``[3d, d]``.
-            heard: int64 ``[T, B]``.
-            gates: ``[T, B, 4d]``, the values of n, r, z, h_n.
-            hidden: ``[T + 1, B, d]``, ``initial`` first.
+            steps: For each step how many rows it has, and which of those before they go on from (None for all).
+            heard: int64 ``[N]``.
+            gates: ``[N, 4d]``, the values of n, r, z, h_n.
+            before, after: ``[N, d]``, the states that each row goes on from, and gets to.
             weight_step: ``weight`` transposed, in the precision of the matrix products.
         """
-        ctx.save_for_backward(heard, gates, hidden, weight_step)
-        ctx.vocabulary = table.shape[0]
-        return hidden[1:]
+        ctx.save_for_backward(heard, gates, before, after, weight_step)
+        ctx.vocabulary, ctx.batch, ctx.steps = table.shape[0], initial.shape[0], steps
+        return after
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -87,31 +88,36 @@ class _Sequence(torch.autograd.Function):
         and ``z (h - n) = h' - n``. They take the places of the gates, whose memory is at hand; D_r and D_h_n
         change places, so that each can be made from what is still there.
         """
-        heard, gates, hidden, weight_step = ctx.saved_tensors
-        horizon, batch, d = output.shape
+        heard, gates, before, after, weight_step = ctx.saved_tensors
+        d = output.shape[1]
         weight_reset, weight_update, weight_new = weight_step.T.chunk(3)
         weight = torch.cat([weight_new, weight_update, weight_reset])  # [3d, d]
-        flow = torch.zeros_like(hidden[0])  # f, ``[B, d]``
-        for t in reversed(range(horizon)):
-            flow.add_(output[t])
-            new, reset, update, new_hidden = gates[t].chunk(4, 1)
-            kept = flow * update
-            slope = flow.sub_(kept)  # f (1 - z)
-            torch.sub(hidden[t + 1], new, out=update).mul_(slope)
+        flow = None  # f
+        end = len(output)
+        for t in reversed(range(len(ctx.steps))):
+            count, kept = ctx.steps[t]
+            rows, end = slice(end - count, end), end - count
+            flow = output[rows].clone() if flow is None else flow.add_(output[rows])
+            new, reset, update, new_hidden = gates[rows].chunk(4, 1)
+            carried = flow * update
+            slope = flow.sub_(carried)  # f (1 - z)
+            torch.sub(after[rows], new, out=update).mul_(slope)
             torch.ops.aten.tanh_backward.grad_input(slope, new, grad_input=new)
             new_hidden.mul_(new)
             torch.ops.aten.sigmoid_backward.grad_input(new_hidden, reset, grad_input=new_hidden)
             reset.mul_(new)
-            flow = kept
-            _add_product(flow, gates[t, :, d:], weight)
-        flat = gates.view(horizon * batch, 4 * d)
+            _add_product(carried, gates[rows, d:], weight)
+            flow = carried
+            if kept is not None:  # nothing comes back from where an episode has ended
+                length = ctx.steps[t - 1][0] if t else ctx.batch
+                flow = flow.new_zeros(length, d).index_copy_(0, kept, carried)
         product = weight_step.dtype
-        d_weight = flat[:, d:].T.to(product) @ hidden[:-1].reshape(horizon * batch, d).to(product)
-        d_table = _sum_by_token(flat, heard.view(-1), ctx.vocabulary)
+        d_weight = gates[:, d:].T.to(product) @ before.to(product)
+        d_table = _sum_by_token(gates, heard, ctx.vocabulary)
         new, new_hidden, update, reset = d_table.chunk(4, 1)
         d_table = torch.cat([new, reset, update, new_hidden], 1)
-        d_weight = torch.cat(d_weight.to(flat.dtype).chunk(3)[::-1])
-        return flow, d_table, d_weight, None, None, None, None
+        d_weight = torch.cat(d_weight.to(gates.dtype).chunk(3)[::-1])
+        return flow, d_table, d_weight, None, None, None, None, None, None
 
 
 def _sum_by_token(rows: Tensor, token: Tensor, vocabulary: int) -> Tensor:
@@ -139,36 +145,50 @@ class RecordedGRU(Recurrence):
         kind = initial.device.type
         low = torch.is_autocast_enabled(kind)
         precision = torch.get_autocast_dtype(kind) if low else self._weight.dtype
-        kept = horizon if torch.is_grad_enabled() else 1  # steps take turns in the room for their states
+        self._recording = torch.is_grad_enabled()  # else all steps use the same room
+        room = batch * (horizon if self._recording else 1)
         with torch.no_grad():
             self._rows = self._table.to(self._weight.dtype, copy=True)
             self._rows[:, :d] *= 2  # as gru_step wants it
             self._weight_step = self._weight.T.to(precision).contiguous()
-            self._gates = self._rows.new_empty(kept, batch, 4 * d)
-            self._hidden = self._rows.new_empty(kept + 1, batch, d)
-            self._hidden[0] = initial
-        self._steps = 0
+            self._gates = self._rows.new_empty(room, 4 * d)
+            self._before, self._after = self._rows.new_empty(2, room, d)
+            self._last = initial.to(self._rows.dtype)  # states of the last step
+        self._end = 0  # of the rows written
+        self._heard: list[Tensor] = []
+        self._steps: list[tuple[int, Tensor | None]] = []
 
     @torch.no_grad()
-    def step(self, heard: Tensor) -> Tensor:
+    def step(self, heard: Tensor, kept: Tensor | None = None) -> Tensor:
         """State after one more token heard."""
-        gates = self._gates[self._steps % len(self._gates)]
-        before, after = (self._hidden[(self._steps + i) % len(self._hidden)] for i in (0, 1))
+        count = len(heard)
+        rows = slice(self._end, self._end + count)
+        gates, before, after = self._gates[rows], self._before[rows], self._after[rows]
+        if kept is None:
+            before.copy_(self._last)
+        else:
+            torch.index_select(self._last, 0, kept, out=before)
         torch.index_select(self._rows, 0, heard, out=gates)
         gru_step(gates, before, self._weight_step, out=after)
-        self._steps += 1
+        self._last = after
+        if self._recording:
+            self._end += count
+            self._heard.append(heard)
+            self._steps.append((count, kept))
         return after
 
-    def replay(self, heard: Tensor) -> Tensor:
+    def replay(self) -> Tensor:
         """All states, with gradients."""
-        t = self._steps
+        n = self._end
         states: Tensor = _Sequence.apply(
             self._initial,
             self._table,
             self._weight,
-            heard,
-            self._gates[:t],
-            self._hidden[: t + 1],
+            self._steps,
+            torch.cat(self._heard),
+            self._gates[:n],
+            self._before[:n],
+            self._after[:n],
             self._weight_step,
         )
         return states

@@ -10,7 +10,13 @@ from toolagent_pl.learning.rollout import Rollout
 
 
 class Algorithm(ABC):
-    """Turns a rollout and what the agent thinks of it now into a loss."""
+    """Turns a rollout and what the agent thinks of it now into a loss.
+
+    Attributes:
+        past_end: Whether steps after the end of an episode count. They are not taken where that saves time.
+    """
+
+    past_end = False
 
     @abstractmethod
     def __call__(
@@ -89,6 +95,8 @@ class TutorialA2C(Algorithm):
     Raises:
         ValueError: If a weight is negative.
     """
+
+    past_end = True
 
     def __init__(self, value_weight: float = 0.5, entropy_weight: float = 0.01) -> None:
         _check_weights(value_weight, entropy_weight)

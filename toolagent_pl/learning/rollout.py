@@ -15,7 +15,7 @@ MAX_HORIZON = 64  # draws of action noise that are set aside for each problem
 
 
 class Rollout(NamedTuple):
-    """``B`` episodes of at most ``T`` steps.
+    """``B`` episodes of at most ``T`` steps. What stands after the end of an episode has no meaning.
 
     Attributes:
         problems: The problems worked on.
@@ -24,6 +24,7 @@ class Rollout(NamedTuple):
         mask: bool ``[T, B]``, whether the episode was still running when the action was chosen.
         states: ``T + 1`` states of the machine, the first of them before any action.
         recurrence: The agent's own states, to be replayed.
+        rows: int64 ``[N]``, the steps that the agent took, as positions in ``[T * B]``; None for all.
     """
 
     problems: Problems
@@ -32,52 +33,88 @@ class Rollout(NamedTuple):
     mask: Tensor
     states: list[MachineState]
     recurrence: Recurrence
+    rows: Tensor | None = None
 
     @property
     def final(self) -> MachineState:
         """State of the machine after the last action."""
         return self.states[-1]
 
-    def replay(self) -> Tensor:
-        """The agent's states at each choice, ``[T, B, d]``, with gradients."""
-        first = torch.full_like(self.tokens[:1], Token.CTX)
-        return self.recurrence.replay(torch.cat([first, self.tokens[:-1]]))
+    def judge(self, agent: Agent) -> tuple[Tensor, Tensor]:
+        """Log-probabilities ``[T, B, A]`` and values ``[T, B]`` of all steps, with gradients."""
+        log_policy, values = agent.judge(self.recurrence.replay())
+        shape = self.tokens.shape
+        if self.rows is not None:
+            steps = self.tokens.numel()
+            log_policy = log_policy.new_zeros(steps, log_policy.shape[1]).index_copy(0, self.rows, log_policy)
+            values = values.new_zeros(steps).index_copy(0, self.rows, values)
+        return log_policy.unflatten(0, shape), values.unflatten(0, shape)
 
 
-def rollout(agent: Agent, machine: Machine, problems: Problems, horizon: int, seed: int | None = None) -> Rollout:
-    """Let the agent act. No gradients are taken here, but for ``Rollout.replay`` where they are enabled.
+def rollout(
+    agent: Agent,
+    machine: Machine,
+    problems: Problems,
+    horizon: int,
+    seed: int | None = None,
+    past_end: bool = False,
+) -> Rollout:
+    """Let the agent act. No gradients are taken here, but for ``Rollout.judge`` where they are enabled.
+
+    On a CPU an agent takes no steps after the end of an episode. A GPU would have to be waited for to learn which
+    episodes have ended.
 
     Args:
-        horizon: Most actions in an episode, ``T``. Greedy episodes may end the rollout earlier, all of them.
+        horizon: Most actions in an episode, ``T``; fewer are taken where all episodes are seen to have ended.
         seed: Seed of the action noise, which is a function of (seed, number of the problem, step), so that it
             does not depend on how a batch is split. None chooses the likeliest action instead.
+        past_end: Take all steps in any case.
     """
     recurrence = agent.begin(agent.encode(problems), horizon)
     with torch.no_grad():
-        heard = torch.full_like(problems.stage, Token.CTX)
         state = machine.start(problems)
-        states, choices, tokens = [state], [], []
+        states, choices, tokens, rows = [state], [], [], []
+        heard = torch.full_like(problems.stage, Token.CTX)
+        kept: Tensor | None = None  # of the episodes running before the last step
+        running: Tensor | None = None  # episodes, None for all of them
+        watch = not past_end and problems.device.type == "cpu"
         if seed is not None:
             steps = torch.arange(horizon, device=problems.device)[:, None]
             noise = random_uniform(seed, Purpose.ACTION, problems.number * MAX_HORIZON + steps)  # [T, B]
         for t in range(horizon):
-            log_policy = agent.log_policy(recurrence.step(heard))  # [B, A]
+            log_policy = agent.log_policy(recurrence.step(heard, kept))  # [K, A]
             if seed is None:
                 choice = log_policy.contiguous().argmax(1)
             else:
                 # Inverse transform sampling: how many cumulated probabilities lie below the noise.
-                cumulated = log_policy.exp_().contiguous().cumsum(1)
-                choice = (cumulated[:, :-1] < noise[t, :, None]).sum(1)
+                drawn = noise[t] if running is None else noise[t].index_select(0, running)
+                choice = (log_policy.exp_().contiguous().cumsum(1)[:, :-1] < drawn[:, None]).sum(1)
             heard = agent.actions.index_select(0, choice)
-            choices.append(choice)
-            tokens.append(heard)
-            state = machine.step(state, heard)
+            choices.append(_spread(choice, running, problems.size, 0))
+            tokens.append(_spread(heard, running, problems.size, PADDING))
+            state = machine.step(state, tokens[-1])
             states.append(state)
-            # To look at the states costs nothing on a CPU; a GPU would have to be waited for.
-            if seed is None and problems.device.type == "cpu" and bool(state.done.all()):
+            if not watch:
+                continue
+            first = t * problems.size
+            rows.append(torch.arange(first, first + problems.size) if running is None else running + first)
+            done = state.done if running is None else state.done.index_select(0, running)
+            kept = (~done).nonzero()[:, 0]
+            if not len(kept):
                 break
+            if len(kept) == len(done):
+                kept = None
+                continue
+            heard = heard.index_select(0, kept)
+            running = kept if running is None else running.index_select(0, kept)
     mask = ~torch.stack([before.done for before in states[:-1]])
-    return Rollout(problems, torch.stack(choices), torch.stack(tokens), mask, states, recurrence)
+    taken = None if running is None else torch.cat(rows)
+    return Rollout(problems, torch.stack(choices), torch.stack(tokens), mask, states, recurrence, taken)
+
+
+def _spread(values: Tensor, positions: Tensor | None, size: int, blank: int) -> Tensor:
+    """``values`` at their positions among ``size``, ``blank`` elsewhere; as they are where no positions are given."""
+    return values if positions is None else values.new_full((size,), blank).index_copy_(0, positions, values)
 
 
 def visible_actions(rollout: Rollout) -> Tensor:
