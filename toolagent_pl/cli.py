@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from toolagent_pl.agents import Agent
@@ -39,11 +40,13 @@ from toolagent_pl.machines.rewards import Reward
 from toolagent_pl.memory import keep_freed_memory
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
+from toolagent_pl.ranks import ending_with_parent, wait_for_ranks
 from toolagent_pl.report import print_report
 
 LOG_NAME = "lightning_logs"
 SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters
 USAGE_ERROR = 2
+RANK_IS_GONE = "Connection (closed|reset) by peer"  # what gloo raises on the ranks that are left
 
 
 def one_line(message: str) -> str:
@@ -253,17 +256,31 @@ class ToolAgentCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         data = self.datamodule
+        failed = True
         try:
             # Before anything is written, or any other rank is started.
             data.check_split(self.trainer.world_size)
             self._get(self.config_init, "curriculum").check_ladder(data.ladder.names)
             super()._run_subcommand(subcommand)
-        except (NonFiniteError, RanksDisagreeError, CheckpointError) as error:
+            failed = False
+        except (NonFiniteError, CheckpointError) as error:
             sys.exit(f"error: {one_line(str(error))}")
+        except RanksDisagreeError as error:  # all ranks know it: one of them says it
+            sys.exit(f"error: {one_line(str(error))}" if self.trainer.is_global_zero else 1)
         except (ValueError, MisconfigurationException) as error:
             if self.started.started:
                 raise
             self.parser.error(str(error), error)
+        except RuntimeError as error:
+            gone = re.search(RANK_IS_GONE, str(error))
+            if self.trainer.world_size == 1 or gone is None:
+                raise
+            step = self.trainer.global_step
+            sys.exit(f"error: step {step}: another rank is gone ({gone[0]}); its own output tells why")
+        finally:
+            launcher = self.trainer.strategy.launcher
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                wait_for_ranks(launcher.procs, failed)
 
     def after_fit(self) -> None:
         """Print what comes out of a test on all problems, made here if it was not made to end the run."""
@@ -294,17 +311,18 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*dirpath has changed")  # each command logs into its own directory
     warnings.filterwarnings("ignore", message=".*infer the batch indices")  # there are none: problems are numbered
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning's, not ours
-    ToolAgentCLI(
-        args,
-        save_config_callback=LogConfig,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        parser_class=ArgumentParser,
-        trainer_defaults={
-            "max_epochs": 300,
-            "log_every_n_steps": 10,
-            "gradient_clip_val": 1.0,
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,
-        },
-    )
+    with ending_with_parent():
+        ToolAgentCLI(
+            args,
+            save_config_callback=LogConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=ArgumentParser,
+            trainer_defaults={
+                "max_epochs": 300,
+                "log_every_n_steps": 10,
+                "gradient_clip_val": 1.0,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+            },
+        )

@@ -1,8 +1,12 @@
-"""Proves, now and then, that all ranks hold the same weights."""
+"""Proves, now and then, that all ranks train one model on one curriculum."""
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+
+from toolagent_pl.callbacks.curriculum import CurriculumCallback
+
+COMPARED = ("weights", "step", "curriculum", "curriculum")  # a name for each number that ``_state`` gives
 
 
 class RanksDisagreeError(RuntimeError):
@@ -15,22 +19,42 @@ def checksum(module: torch.nn.Module) -> Tensor:
     return torch.stack(bits).sum()
 
 
+def _state(trainer: Trainer, module: LightningModule) -> Tensor:
+    """What must be equal on all ranks, ``[4]``."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set where Lightning connects them
+    curriculum = next((c for c in callbacks if isinstance(c, CurriculumCallback)), None)
+    place = (curriculum.entry, curriculum.epochs) if curriculum else (0, 0)
+    return torch.cat([checksum(module)[None], torch.tensor((trainer.global_step, *place), device=module.device)])
+
+
 class RanksAgree(Callback):
-    """Compares checksums of the weights and the number of the step over all ranks after each validation."""
+    """Compares weights, step and curriculum over all ranks, at the start and after each validation.
+
+    A curriculum that differs would not show in the weights: the gradients are averaged.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare: ranks without a common file system could have resumed from different checkpoints."""
+        self._compare(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare."""
+        self._compare(trainer, pl_module)
+
+    def _compare(self, trainer: Trainer, module: LightningModule) -> None:
         """Compare.
 
         Raises:
-            RanksDisagreeError: If a rank differs from rank 0; names it.
+            RanksDisagreeError: On all ranks, if one differs from rank 0; names it, and what differs.
         """
         if trainer.world_size == 1:
             return
-        mine = torch.stack([checksum(pl_module), torch.tensor(trainer.global_step, device=pl_module.device)])
-        all_ranks = trainer.strategy.all_gather(mine)  # [ranks, 2]
-        wrong = (all_ranks != all_ranks[0]).any(1).nonzero().view(-1).tolist()
-        if wrong:
+        states = trainer.strategy.all_gather(_state(trainer, module))  # [ranks, 4]
+        wrong = states != states[0]
+        ranks = wrong.any(1).nonzero().view(-1).tolist()
+        if ranks:
+            differing = dict.fromkeys(name for name, bad in zip(COMPARED, wrong.any(0).tolist(), strict=True) if bad)
             raise RanksDisagreeError(
-                f"step {trainer.global_step}: weights or step of rank {', '.join(map(str, wrong))} differ from rank 0; "
-                "the run is stopped, since its ranks no longer train one model"
+                f"step {trainer.global_step}: {' and '.join(differing)} of rank {', '.join(map(str, ranks))} differ "
+                "from rank 0; the run is stopped, since its ranks no longer train one model"
             )

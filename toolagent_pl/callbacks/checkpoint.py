@@ -2,13 +2,21 @@
 
 import signal
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, distributed
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Question(NamedTuple):
+    """What the ranks are finding out in the background: has any of them got a signal?"""
+
+    answer: Tensor
+    work: distributed.Work
 
 
 class Checkpoint(ModelCheckpoint):
@@ -16,7 +24,8 @@ class Checkpoint(ModelCheckpoint):
 
     It is written every few updates and at the end of training. On SIGTERM, SIGUSR1 (sent by SLURM before
     it takes a machine away) and Ctrl-C it is written after the batch under way, and the process ends with
-    128 plus the number of the signal. A second signal ends it at once.
+    128 plus the number of the signal. A second signal ends it at once. Of several ranks it is enough if one
+    gets the signal: all of them stop after the same batch, one or two later.
 
     Args:
         every_n_train_steps: Updates between two checkpoints.
@@ -37,6 +46,8 @@ class Checkpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._signal = 0
+        self._ranks: distributed.ProcessGroup | None = None
+        self._question: Question | None = None
 
     def save_now(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``."""
@@ -45,6 +56,8 @@ class Checkpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to signals. Lightning puts back the handlers that were there when the run ends."""
         super().on_train_start(trainer, pl_module)
+        if trainer.world_size > 1:
+            self._ranks = distributed.new_group(backend="gloo")
         for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
 
@@ -53,32 +66,57 @@ class Checkpoint(ModelCheckpoint):
         self._signal = number
         signal.signal(number, signal.SIG_DFL)
 
+    def _ask(self) -> None:
+        """Let the ranks find out whether any of them was told to stop.
+
+        They must stop after the same batch, so they ask after each. That is done in the background, and over the
+        CPU: no rank waits for the others, or for its GPU, longer than the update itself makes it wait.
+        """
+        if self._ranks is not None:
+            mine = torch.tensor(self._signal)
+            work = distributed.all_reduce(mine, distributed.ReduceOp.MAX, self._ranks, async_op=True)
+            self._question = Question(mine, work)
+
+    def _told(self) -> int:
+        """The signal that this rank got, or any of several had got when they asked; 0 for none."""
+        if self._ranks is None:
+            return self._signal
+        question, self._question = self._question, None
+        if question is None:
+            return 0
+        question.work.wait()
+        return int(question.answer)
+
     def _stop_if_told(self, trainer: Trainer) -> None:
-        number = self._signal
-        if trainer.world_size > 1:
-            # All ranks must stop at the same update. They ask each other when they log, not in each update.
-            if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
-                return
-            told = torch.tensor(float(number), device=trainer.strategy.root_device)
-            number = int(trainer.strategy.reduce(told, reduce_op="max"))
-        if number:
+        if told := self._told():
             self.save_now(trainer)
-            raise SystemExit(128 + number)
+            raise SystemExit(128 + told)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save if it is time, or if the run is told to stop."""
         super().on_train_batch_end(trainer, *args)
-        self._stop_if_told(trainer)
+        if not trainer.fit_loop.epoch_loop._should_accumulate():  # half an update cannot be saved
+            self._stop_if_told(trainer)
+            self._ask()
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Stop if told; the resumed run repeats the validation."""
-        if trainer.world_size == 1:
+        """Stop if told; the resumed run repeats the validation. Several ranks stop in the next update.
+
+        They cannot ask each other here, since they need not have equally many batches.
+        """
+        if self._ranks is None:
             self._stop_if_told(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what training ended with."""
+        """Save what training ended with, and stop if told."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.save_now(trainer)
+        told = self._told()
+        if not told:
+            self._ask()
+            told = self._told()
+        if told:
+            raise SystemExit(128 + told)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """See to it that a validation that is due, or not finished, is made after resuming.

@@ -1,0 +1,148 @@
+"""Ranks start, stop and fail together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_resume import last, same, start, wait_for_step
+from toolagent_pl import ranks
+
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.log_every_n_steps=1000"]
+CALLBACKS = """
+import time
+from pathlib import Path
+import torch
+from lightning.pytorch import Callback
+from toolagent_pl.callbacks import CurriculumCallback
+
+class SlowValidation(Callback):
+    def on_validation_start(self, trainer, module):
+        Path("validating").touch()
+        time.sleep(0.5)
+
+class OtherWeights(Callback):
+    def on_validation_start(self, trainer, module):
+        if trainer.global_rank == 1 and trainer.current_epoch == 1:
+            with torch.no_grad():
+                next(module.parameters()).view(-1)[0] += 1e-6
+
+class OtherCurriculum(Callback):
+    def on_validation_start(self, trainer, module):
+        if trainer.global_rank == 1 and trainer.current_epoch == 1:
+            next(c for c in trainer.callbacks if isinstance(c, CurriculumCallback)).entry += 1
+"""
+
+
+def family(process: subprocess.Popen[str]) -> list[int]:
+    """A run's main process and the ranks that it started."""
+    found = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in found.splitlines()]
+    return [process.pid, *(int(row[0]) for row in rows if int(row[1]) == process.pid and "toolagent_pl" in row[2])]
+
+
+def is_running(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def assert_stopped(process: subprocess.Popen[str], pids: list[int], number: int) -> None:
+    told = time.monotonic()
+    for pid in pids:
+        os.kill(pid, number)
+    output, _ = process.communicate(timeout=60)  # until all ranks are gone: they share its output
+    assert time.monotonic() - told < 5
+    assert process.returncode == 128 + number, output
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("ranks")
+    (directory / "callbacks.py").write_text(CALLBACKS)
+    return directory
+
+
+def test_a_run_of_two_ranks_that_is_told_to_stop_ends_the_same(tmp_path, directory):
+    process = start(tmp_path, *TWO)
+    wait_for_step(tmp_path, 14, process)
+    main, _ = family(process)
+    assert_stopped(process, [main], signal.SIGTERM)
+    stopped = torch.load(last(tmp_path), weights_only=True)["global_step"]
+    assert 14 <= stopped < 69
+
+    # The resumed run listens as well. Now all ranks are told, as by SLURM, and while they validate.
+    (tmp_path / "callbacks.py").write_text(CALLBACKS)
+    process = start(tmp_path, *TWO, "--ckpt_path=last", "--trainer.callbacks=callbacks.SlowValidation")
+    while not (tmp_path / "validating").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    assert_stopped(process, family(process), signal.SIGUSR1)
+    assert stopped < torch.load(last(tmp_path), weights_only=True)["global_step"] < 70
+
+    for run, options in ((tmp_path, ["--ckpt_path=last"]), (directory, [])):
+        process = start(run, *TWO, *options)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    assert same(last(tmp_path), last(directory))
+
+
+@pytest.mark.parametrize(("what", "name"), [("weights", "OtherWeights"), ("curriculum", "OtherCurriculum")])
+def test_ranks_that_differ_stop_the_run(tmp_path, what, name):
+    (tmp_path / "callbacks.py").write_text(CALLBACKS)
+    process = start(tmp_path, *TWO, f"--trainer.callbacks=callbacks.{name}", "--data.batches_per_epoch=2")
+    output, _ = process.communicate(timeout=60)  # until all ranks are gone: they share its output
+    assert process.returncode == 1, output
+    assert "Traceback" not in output
+    (line,) = (line for line in output.splitlines() if "error" in line)
+    assert line.startswith(f"error: step 4: {what} of rank 1 differ from rank 0")
+
+
+def test_a_rank_that_is_killed_ends_the_run(tmp_path):
+    process = start(tmp_path, *TWO)
+    wait_for_step(tmp_path, 7, process)
+    os.kill(family(process)[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    assert "another rank is gone" in output
+
+
+def test_a_rank_does_not_outlive_the_one_that_started_it(tmp_path):
+    # The started rank waits for something that never comes, as in a reduction on GPUs.
+    (tmp_path / "rank.py").write_text(
+        "import os, runpy, subprocess, sys, time\n"
+        f"with runpy.run_path({ranks.__file__!r})['ending_with_parent']():\n"
+        "    if 'LOCAL_RANK' not in os.environ:\n"
+        "        child = subprocess.Popen([sys.executable, __file__], env={**os.environ, 'LOCAL_RANK': '1'})\n"
+        "        print(child.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    first = subprocess.Popen([sys.executable, "rank.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    second = int(first.stdout.readline())
+    time.sleep(1.5 * ranks.LOOK)
+    assert is_running(second)
+    first.kill()
+    first.communicate(timeout=10)  # until both are gone: they share the output
+    assert not is_running(second)
+
+
+def sleeping(seconds: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
+
+
+def test_a_rank_that_ends_waits_for_those_that_it_started(monkeypatch):
+    monkeypatch.setattr(ranks, "GRACE", 0.1)
+    at_work = [sleeping(0.5)]
+    ranks.wait_for_ranks(at_work, failed=False)
+    assert at_work[0].returncode == 0
+    hanging = sleeping(60)
+    watched = [hanging]
+    ranks.wait_for_ranks(watched, failed=True)
+    assert hanging.returncode == -signal.SIGKILL
+    assert watched == []  # Lightning no longer looks at it

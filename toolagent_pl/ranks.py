@@ -1,0 +1,56 @@
+"""Ranks that Lightning started as processes end together: none outlives the others, none is cut short by them."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PARENT = "TOOLAGENT_PL_PARENT"  # process id of the rank that starts the others
+GRACE = 5.0  # seconds in which ranks must end after a rank that failed, or was told to stop
+LOOK = 1.0  # seconds between two looks at the parent
+
+
+@contextmanager
+def ending_with_parent() -> Iterator[None]:
+    """Within it, this process ends as soon as the rank that started it is gone; ranks that it starts, likewise.
+
+    A rank that is killed cannot take the others with it. They would wait for it, on GPUs for half an hour.
+    """
+    parent = os.environ.pop(PARENT, None)
+    if parent and "LOCAL_RANK" in os.environ:
+        threading.Thread(target=_end_after, args=(int(parent),), daemon=True).start()
+    os.environ[PARENT] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(PARENT, None)
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    print("error: the process that started this rank is gone", file=sys.stderr, flush=True)
+    os._exit(1)  # the main thread may be waiting for a rank that is gone
+
+
+def wait_for_ranks(started: list[subprocess.Popen[bytes]], failed: bool) -> None:
+    """Wait for the ranks that this one started.
+
+    Args:
+        started: Their processes, the list of Lightning's launcher itself.
+        failed: Whether this rank ends early. The others then have a few seconds to do the same.
+    """
+    ranks = list(started)
+    if failed:
+        # Lightning watches the list, and would kill this process as soon as it sees that another ended early too.
+        started.clear()
+    deadline = time.monotonic() + GRACE
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, deadline - time.monotonic()) if failed else None)
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
