@@ -1,55 +1,116 @@
 """Two ranks on the CPU do what one rank does."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import pytest
 import torch
+from torch import Tensor
 
 from tests.test_cli import CONFIGS
 
 CALLBACK = """
+import os
+import signal
 import torch
 from lightning.pytorch import Callback
 
 class Dump(Callback):
+    gradients, problems = {}, {}
+
+    def on_train_batch_start(self, trainer, module, problems, batch_idx):
+        if trainer.global_step == int(os.environ.get("KILL_AT", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.problems[trainer.global_step] = torch.cat([problems.number[:, None], problems.operands], 1)
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.gradients[trainer.global_step] = torch.cat([p.grad.flatten() for p in module.parameters()])
+
     def on_train_end(self, trainer, module):
         metrics, mixture = trainer.callback_metrics, trainer.datamodule.mixture
-        state = {"weights": module.state_dict(), "mixture": mixture, "metrics": metrics}
+        state = (module.state_dict(), mixture, metrics, self.gradients, self.problems)
         torch.save(state, f"rank{trainer.global_rank}.pt")
 """
 
 
-def train(directory: Path, ranks: int, *options: str) -> list[dict]:
+class Rank(NamedTuple):
+    """What a rank ends with, and what it saw in each step: the gradients before they are clipped, the problems."""
+
+    weights: dict[str, Tensor]
+    mixture: list[float]
+    metrics: dict[str, Tensor]
+    gradients: dict[int, Tensor]
+    problems: dict[int, Tensor]
+
+
+def train(directory: Path, ranks: int, *options: str, kill_at: int = -1) -> list[Rank]:
     """What each rank ends with after six updates in three epochs, the curriculum moving on after each."""
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     (directory / "dump.py").write_text(CALLBACK)
     command = [sys.executable, "-m", "toolagent_pl", "fit", "--trainer.accelerator=cpu", f"--trainer.devices={ranks}"]
     command += [f"--trainer.strategy={'ddp' if ranks > 1 else 'auto'}", "--trainer.callbacks=dump.Dump"]
     command += ["--trainer.max_epochs=3", "--data.batches_per_epoch=2", "--data.val_problems=101"]
     command += ["--curriculum.every_n_epochs=1", "--curriculum.advance_at=null", "--trainer.log_every_n_steps=2"]
+    command += ["--checkpoint.every_n_train_steps=3"]
     environment = {**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{CONFIGS.parent}", "OMP_NUM_THREADS": "1"}
+    environment["KILL_AT"] = str(kill_at)
     run = subprocess.run(
         [*command, *options], cwd=directory, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
+    if kill_at >= 0:
+        assert run.returncode == -signal.SIGKILL, run.stderr[-3000:]
+        return []
     assert run.returncode == 0, run.stderr[-3000:]
-    return [torch.load(directory / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
+    return [Rank(*torch.load(directory / f"rank{rank}.pt", weights_only=False)) for rank in range(ranks)]
 
 
-def distance(one: dict, other: dict) -> float:
-    return max(float((one["weights"][name] - other["weights"][name]).abs().max()) for name in one["weights"])
+def distance(one: Rank, other: Rank) -> float:
+    return max(float((one.weights[name] - other.weights[name]).abs().max()) for name in one.weights)
 
 
-def test_two_ranks_equal_each_other_and_one_rank_with_the_whole_batch(tmp_path):
-    first, second = train(tmp_path / "two", 2, "--data.batch_size=128")
-    (whole,) = train(tmp_path / "whole", 1, "--data.batch_size=128")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Rank:
+    """One rank with the whole batch."""
+    return train(tmp_path_factory.mktemp("whole"), 1, "--data.batch_size=128")[0]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[Rank]:
+    return train(tmp_path_factory.mktemp("two"), 2, "--data.batch_size=128")
+
+
+def test_two_ranks_equal_each_other_and_one_rank_with_the_whole_batch(tmp_path, whole, two):
+    first, second = two
     (half,) = train(tmp_path / "half", 1, "--data.batch_size=64")
     assert distance(first, second) == 0
-    assert first["mixture"] == second["mixture"] == whole["mixture"]
+    assert first.mixture == second.mixture == whole.mixture
     # Problems, action noise, advantages and gradients do not depend on the split: only rounding does.
     assert distance(first, whole) < 1e-5
     assert distance(first, half) > 1e-3
     for name in ("val/T0_accuracy", "val/T2_accuracy", "val/T1_reward", "train/reward", "train/entropy"):
-        assert first["metrics"][name] == second["metrics"][name]
-        torch.testing.assert_close(first["metrics"][name], whole["metrics"][name])
+        assert first.metrics[name] == second.metrics[name]
+        torch.testing.assert_close(first.metrics[name], whole.metrics[name])
+
+
+def test_gradients_of_two_ranks_equal_those_of_one(whole, two):
+    first, second = two
+    for step, gradient in whole.gradients.items():
+        assert torch.equal(first.gradients[step], second.gradients[step])
+        # Weights drift apart by rounding, so later steps agree less; each is compared to its own size.
+        torch.testing.assert_close(first.gradients[step], gradient, rtol=0, atol=1e-5 * float(gradient.norm()))
+    assert len(whole.gradients) == 6
+    assert all(float(gradient.norm()) > 0.01 for gradient in whole.gradients.values())
+
+
+def test_a_run_of_one_rank_goes_on_with_two(tmp_path, whole):
+    train(tmp_path, 1, "--data.batch_size=128", kill_at=4)
+    both = train(tmp_path, 2, "--data.batch_size=128", "--ckpt_path=last")
+    assert [sorted(rank.problems) for rank in both] == [[3, 4, 5]] * 2  # the last checkpoint was in mid-epoch
+    for step in (3, 4, 5):
+        assert torch.equal(torch.cat([rank.problems[step] for rank in both]), whole.problems[step])
+    for rank in both:
+        assert distance(rank, whole) < 1e-5
