@@ -82,6 +82,7 @@ def test_every_configuration_runs(config):
         (["--config=nowhere.yaml"], "config: File does not exist"),
         (["--ckpt_path=nowhere.ckpt"], "ckpt_path: got nowhere.ckpt, expected a file that exists"),
         (["--ckpt_path=last"], "ckpt_path: got last, expected a run with checkpoints/last.ckpt in lightning_logs"),
+        (["--ckpt_path=last", "--checkpoint.dirpath=x"], "ckpt_path: got last, expected a run with last.ckpt in x"),
         (["--seed_everything=-1"], "seed_everything: got -1, expected a number from 0 to 4294967295"),
     ],
 )
@@ -98,6 +99,17 @@ def test_a_gpu_that_is_not_there_is_named(capsys):
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_other_commands_need_a_checkpoint(capsys, command):
     assert "ckpt_path: got none, expected the path of a checkpoint" in error_of(capsys, command)
+
+
+def test_auto_goes_on_with_the_newest_run_or_starts_one(capsys):
+    short = ["fit", *SHORT, "--data.batch_size=64", "--checkpoint.dirpath=kept", "--ckpt_path=auto"]
+    main(short)
+    assert torch.load("kept/last.ckpt", weights_only=True)["global_step"] == 2
+    main([*short, "--trainer.max_epochs=2"])
+    assert torch.load("kept/last.ckpt", weights_only=True)["global_step"] == 4
+    assert "ckpt_path: got auto, expected a run with checkpoints/last.ckpt in" in error_of(
+        capsys, "test", "--ckpt_path=auto"
+    )
 
 
 def test_a_truncated_checkpoint_is_refused(capsys, trained):

@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_resume import last, same, start, wait_for_step
+from tests.test_cli import CONFIGS
+from tests.test_resume import OPTIONS, last, same, start, wait_for_step
 from toolagent_pl import ranks
+from toolagent_pl.torchrun import check_restarts
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.log_every_n_steps=1000"]
 CALLBACKS = """
+import os
+import signal
 import time
 from pathlib import Path
 import torch
@@ -25,6 +29,12 @@ class SlowValidation(Callback):
     def on_validation_start(self, trainer, module):
         Path("validating").touch()
         time.sleep(0.5)
+
+class KilledOnce(Callback):
+    def on_train_batch_start(self, trainer, *args):
+        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if first and trainer.global_rank == 1 and trainer.global_step == 45:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 class OtherWeights(Callback):
     def on_validation_start(self, trainer, module):
@@ -61,13 +71,15 @@ def assert_stopped(process: subprocess.Popen[str], pids: list[int], number: int)
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("ranks")
-    (directory / "callbacks.py").write_text(CALLBACKS)
+def uninterrupted(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    process = start(directory, *TWO)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     return directory
 
 
-def test_a_run_of_two_ranks_that_is_told_to_stop_ends_the_same(tmp_path, directory):
+def test_a_run_of_two_ranks_that_is_told_to_stop_ends_the_same(tmp_path, uninterrupted):
     process = start(tmp_path, *TWO)
     wait_for_step(tmp_path, 14, process)
     main, _ = family(process)
@@ -84,11 +96,36 @@ def test_a_run_of_two_ranks_that_is_told_to_stop_ends_the_same(tmp_path, directo
     assert_stopped(process, family(process), signal.SIGUSR1)
     assert stopped < torch.load(last(tmp_path), weights_only=True)["global_step"] < 70
 
-    for run, options in ((tmp_path, ["--ckpt_path=last"]), (directory, [])):
-        process = start(run, *TWO, *options)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
-    assert same(last(tmp_path), last(directory))
+    process = start(tmp_path, *TWO, "--ckpt_path=last")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert same(last(tmp_path), last(uninterrupted))
+
+
+def test_torchrun_brings_back_a_run_whose_rank_was_killed(tmp_path, uninterrupted):
+    (tmp_path / "callbacks.py").write_text(CALLBACKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=1", "--standalone"]
+    command += ["-m", "toolagent_pl", "fit", *OPTIONS, *TWO, "--ckpt_path=auto"]
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, "--trainer.callbacks=callbacks.KilledOnce"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "Restoring states from the checkpoint" in run.stderr
+    assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
+    assert same(last(tmp_path), last(uninterrupted))
+
+
+def test_restarts_that_could_not_work_are_refused(monkeypatch):
+    for name, value in (("TORCHELASTIC_MAX_RESTARTS", "3"), ("TORCHELASTIC_USE_AGENT_STORE", "True")):
+        monkeypatch.setenv(name, value)
+    check_restarts()
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE: got 0, expected 1"):
+        check_restarts()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    check_restarts()
 
 
 @pytest.mark.parametrize(("what", "name"), [("weights", "OtherWeights"), ("curriculum", "OtherCurriculum")])

@@ -42,6 +42,7 @@ from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.ranks import ending_with_parent, wait_for_ranks
 from toolagent_pl.report import print_report
+from toolagent_pl.torchrun import check_restarts, meet_again
 
 LOG_NAME = "lightning_logs"
 SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters
@@ -183,20 +184,26 @@ class ToolAgentCLI(LightningCLI):
             parser.error(f"seed_everything: got {seed}, expected a number from 0 to {2**32 - 1}")
         if options.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             parser.error(f"trainer.accelerator: got {options.trainer.accelerator}, expected auto or cpu: no GPU here")
-        if options.ckpt_path == "last":
+        if options.ckpt_path in ("last", "auto"):
             options.ckpt_path = self._last_checkpoint(options)
         if options.ckpt_path:
             self._check_checkpoint(options.ckpt_path)
         elif self.config.subcommand != "fit":
             parser.error("ckpt_path: got none, expected the path of a checkpoint, or last")
 
-    def _last_checkpoint(self, options: Namespace) -> str:
-        """The newest ``last.ckpt`` among the runs below the root directory."""
-        root = Path(options.trainer.default_root_dir or ".") / LOG_NAME
-        found = sorted(root.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            self.parser.error(f"ckpt_path: got last, expected a run with checkpoints/last.ckpt in {root}")
-        return str(found[-1])
+    def _last_checkpoint(self, options: Namespace) -> str | None:
+        """The newest ``last.ckpt`` among the runs below the root directory; with "auto", None if there is none.
+
+        Each rank looks for itself. No rank trains, and so none saves, before all of them have looked.
+        """
+        root, pattern = Path(options.trainer.default_root_dir or ".") / LOG_NAME, "version_*/checkpoints/last.ckpt"
+        if options.checkpoint.dirpath:
+            root, pattern = Path(options.checkpoint.dirpath), "last.ckpt"
+        found = sorted(root.glob(pattern), key=lambda path: path.stat().st_mtime)
+        if not found and (options.ckpt_path == "last" or self.config.subcommand != "fit"):
+            expected = pattern.removeprefix("version_*/")
+            self.parser.error(f"ckpt_path: got {options.ckpt_path}, expected a run with {expected} in {root}")
+        return str(found[-1]) if found else None
 
     def _check_checkpoint(self, path: str) -> None:
         if not os.path.isfile(path):
@@ -261,6 +268,8 @@ class ToolAgentCLI(LightningCLI):
             # Before anything is written, or any other rank is started.
             data.check_split(self.trainer.world_size)
             self._get(self.config_init, "curriculum").check_ladder(data.ladder.names)
+            check_restarts()
+            meet_again(self.trainer.strategy)
             super()._run_subcommand(subcommand)
             failed = False
         except (NonFiniteError, CheckpointError) as error:

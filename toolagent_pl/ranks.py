@@ -1,4 +1,4 @@
-"""Ranks that Lightning started as processes end together: none outlives the others, none is cut short by them."""
+"""Ranks that run as processes end together: none outlives the others, none is cut short by them."""
 
 import os
 import subprocess
@@ -15,11 +15,14 @@ LOOK = 1.0  # seconds between two looks at the parent
 
 @contextmanager
 def ending_with_parent() -> Iterator[None]:
-    """Within it, this process ends as soon as the rank that started it is gone; ranks that it starts, likewise.
+    """Within it, a rank ends as soon as the rank, or the torchrun, that started it is gone.
 
-    A rank that is killed cannot take the others with it. They would wait for it, on GPUs for half an hour.
+    What is killed cannot take the ranks that it started with it. They would wait for it, on GPUs for half an hour,
+    or go on writing where the run is soon resumed.
     """
     parent = os.environ.pop(PARENT, None)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = str(os.getppid())
     if parent and "LOCAL_RANK" in os.environ:
         threading.Thread(target=_end_after, args=(int(parent),), daemon=True).start()
     os.environ[PARENT] = str(os.getpid())
