@@ -1,8 +1,29 @@
+import os
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import settings
+
+from toolagent_pl.cli import main
 
 # The same examples in each run, and no deadline: a busy machine must not turn a test red.
 settings.register_profile("toolagent", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("toolagent")
 
 torch.set_num_threads(1)  # the tensors are small; more threads only wait for each other, above all on a busy machine
+
+SHORT = ["--trainer.max_epochs=1", "--data.batches_per_epoch=2", "--data.val_problems=20", "--trainer.accelerator=cpu"]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The directory of a short run."""
+    directory = tmp_path_factory.mktemp("trained")
+    here = Path.cwd()
+    os.chdir(directory)
+    try:
+        main(["fit", *SHORT, "--trainer.log_every_n_steps=1", "--data.batch_size=64"])
+    finally:
+        os.chdir(here)
+    return directory / "lightning_logs" / "version_0"

@@ -10,28 +10,15 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.conftest import SHORT
 from toolagent_pl.cli import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-SHORT = ["--trainer.max_epochs=1", "--data.batches_per_epoch=2", "--data.val_problems=20", "--trainer.accelerator=cpu"]
 
 
 @pytest.fixture(autouse=True)
 def empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The directory of a short run."""
-    directory = tmp_path_factory.mktemp("trained")
-    here = Path.cwd()
-    os.chdir(directory)
-    try:
-        main(["fit", *SHORT, "--trainer.log_every_n_steps=1", "--data.batch_size=64"])
-    finally:
-        os.chdir(here)
-    return directory / "lightning_logs" / "version_0"
 
 
 def error_of(capsys, *args: str) -> str:

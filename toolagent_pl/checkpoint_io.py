@@ -1,16 +1,136 @@
 """Checkpoint files that are whole or not there, and that run no code when they are read."""
 
+import copy
 import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+LARGEST_COUNT = 2**31  # of anything that is counted in a run; times a batch it still fits into int64
+_REQUIRED = {"state_dict": dict, "pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict}
 
 
 class CheckpointError(OSError):
     """A checkpoint cannot be written."""
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """A checkpoint with nothing but the shapes of its tensors. The file may come from anyone.
+
+    Raises:
+        ValueError: If it is something else than a whole checkpoint.
+    """
+    try:
+        _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what PyTorch finds unusual in it
+            checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        wrong = [key for key, kind in _REQUIRED.items() if not isinstance(checkpoint[key], kind)]
+        if wrong or not 0 <= checkpoint["global_step"] < LARGEST_COUNT:
+            raise ValueError(f"{wrong}")
+    except Exception:  # reading a foreign file may fail in any way
+        raise ValueError(
+            f"ckpt_path: got {path}, expected a checkpoint; this file is something else, or cut short"
+        ) from None
+    assert isinstance(checkpoint, dict)
+    return checkpoint
+
+
+def _check_archive(path: str | Path) -> None:
+    """Compare the content with its checksums, which PyTorch writes but does not read.
+
+    Raises:
+        ValueError: If they differ, or something is compressed: PyTorch never does, and a little can unpack to a lot.
+        zipfile.BadZipFile: If it is no archive. The formats of PyTorch before 1.6 are not read at all.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("compressed")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} is damaged")
+
+
+def guard_restoring(trainer: Trainer) -> None:
+    """Have everything that goes wrong while a checkpoint is restored say so in a line about the checkpoint.
+
+    What a file of the right format holds can still be anything: missing keys, texts for numbers, states of another
+    optimizer. It must show before the work begins, and not as an error in the middle of it.
+    """
+    connector = trainer._checkpoint_connector
+    restore = connector.restore_training_state
+    replacements = {
+        "_restore_modules_and_callbacks": _guarded(connector._restore_modules_and_callbacks, trainer),
+        "restore_training_state": _guarded(lambda: _restore_training_state(trainer, restore), trainer),
+    }
+    for name, replacement in replacements.items():
+        setattr(connector, name, replacement)
+
+
+def _guarded(restore: Callable[..., None], trainer: Trainer) -> Callable[..., None]:
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            restore(*args, **kwargs)
+        except Exception as error:  # a foreign file may be wrong in any way
+            if re.match(r"[\w.]+: got ", str(error)):
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            path = trainer.ckpt_path  # type: ignore[attr-defined]
+            raise ValueError(
+                f"ckpt_path: got {path}, expected a checkpoint of such a run; it cannot be restored ({reason})"
+            ) from error
+
+    return guarded
+
+
+def _restore_training_state(trainer: Trainer, restore: Callable[[], None]) -> None:
+    """Restore, and try out what came of it.
+
+    Raises:
+        Exception: If the run could not go on like this.
+    """
+    loop: Any = {
+        TrainerFn.FITTING: trainer.fit_loop,
+        TrainerFn.VALIDATING: trainer.validate_loop,
+        TrainerFn.TESTING: trainer.test_loop,
+        TrainerFn.PREDICTING: trainer.predict_loop,
+    }[trainer.state.fn]  # type: ignore[index]
+    stateful = [loop, *[config.scheduler for config in trainer.lr_scheduler_configs]]
+    fresh = copy.deepcopy([one.state_dict() for one in stateful])
+    restore()
+    if not trainer.ckpt_path:
+        return
+    for one, kind in zip(stateful, fresh, strict=True):
+        _check_kind(one.state_dict(), kind, type(one).__name__)
+    trainer.fit_loop._combined_loader_states_to_load = []  # nothing that this project loads from has a state
+    if trainer.state.fn == TrainerFn.FITTING:
+        for optimizer in trainer.optimizers:
+            trial = copy.deepcopy(optimizer)
+            for parameter in (parameter for group in trial.param_groups for parameter in group["params"]):
+                parameter.grad = torch.zeros_like(parameter)
+            trial.step()
+
+
+def _check_kind(found: Any, expected: Any, name: str) -> None:
+    """Refuse a state that is built otherwise than one of a new run."""
+    if isinstance(expected, dict):
+        if not isinstance(found, dict) or not expected.keys() <= found.keys():
+            raise ValueError(f"{name} is not made of {', '.join(map(str, expected))}")
+        for key, value in expected.items():
+            _check_kind(found[key], value, str(key))
+    elif type(expected) is int:
+        if type(found) is not int or not 0 <= found < LARGEST_COUNT:
+            raise ValueError(f"{name} is {found!r}")
+    elif expected is not None and type(found) is not type(expected):
+        raise ValueError(f"{name} is {found!r}")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -42,4 +162,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint with weights only, whatever is asked for: others could run foreign code."""
+        _check_archive(path)
         return super().load_checkpoint(path, map_location, weights_only=True)

@@ -33,12 +33,12 @@ from toolagent_pl.callbacks import (
 )
 from toolagent_pl.callbacks.agreement import RanksDisagreeError
 from toolagent_pl.callbacks.finite import NonFiniteError
-from toolagent_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError
+from toolagent_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError, guard_restoring, read_header
 from toolagent_pl.learning.algorithms import Algorithm
 from toolagent_pl.machines import Machine
 from toolagent_pl.machines.rewards import Reward
 from toolagent_pl.memory import keep_freed_memory
-from toolagent_pl.module import ToolAgent
+from toolagent_pl.module import ToolAgent, check_origin
 from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.ranks import ending_with_parent, wait_for_ranks
 from toolagent_pl.report import print_report
@@ -209,14 +209,9 @@ class ToolAgentCLI(LightningCLI):
         if not os.path.isfile(path):
             self.parser.error(f"ckpt_path: got {path}, expected a file that exists")
         try:
-            checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-            complete = {"state_dict", "pytorch-lightning_version"} <= set(checkpoint)
-        except Exception:  # whatever is wrong inside a broken file
-            complete = False
-        if not complete:
-            self.parser.error(
-                f"ckpt_path: got {path}, expected a checkpoint; this file is something else, or cut short"
-            )
+            check_origin(read_header(path))
+        except ValueError as error:
+            self.parser.error(str(error), error)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the options alone: Lightning would let those in a checkpoint override the command line."""
@@ -254,7 +249,7 @@ class ToolAgentCLI(LightningCLI):
         """A new log directory, or that of the run to go on with."""
         resumed = Path(self.config_init[self.subcommand].ckpt_path or "")
         if self.subcommand == "fit" and resumed.parent.parent.parent.resolve() == (root / LOG_NAME).resolve():
-            step = torch.load(resumed, map_location="meta", weights_only=True, mmap=True)["global_step"]
+            step = read_header(resumed)["global_step"]
             # What was logged after the checkpoint is logged again: TensorBoard drops the old points.
             return TensorBoardLogger(
                 root, LOG_NAME, version=resumed.parent.parent.name, default_hp_metric=False, purge_step=step
@@ -267,6 +262,7 @@ class ToolAgentCLI(LightningCLI):
         try:
             # Before anything is written, or any other rank is started.
             data.check_split(self.trainer.world_size)
+            guard_restoring(self.trainer)
             self._get(self.config_init, "curriculum").check_ladder(data.ladder.names)
             check_restarts()
             meet_again(self.trainer.strategy)

@@ -21,6 +21,22 @@ CHECKPOINT_KEY = "toolagent_pl"
 CHECKPOINT_FORMAT = 1
 
 
+def check_origin(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The part of a checkpoint that says where it comes from.
+
+    Raises:
+        ValueError: If that is not this program, or not this format.
+    """
+    header = checkpoint.get(CHECKPOINT_KEY)
+    if not isinstance(header, dict):
+        raise ValueError("ckpt_path: got a checkpoint of another program, expected one of toolagent_pl")
+    if header.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"ckpt_path: got a checkpoint of format {header.get('format')}, expected format {CHECKPOINT_FORMAT}"
+        )
+    return header
+
+
 class ToolAgent(LightningModule):
     """Learns to call tools by reinforcement.
 
@@ -199,9 +215,7 @@ class ToolAgent(LightningModule):
         Raises:
             ValueError: If they are not of this program, of its format, or of an agent of these sizes.
         """
-        header = checkpoint.get(CHECKPOINT_KEY)
-        if not isinstance(header, dict) or header.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(f"ckpt_path: got no checkpoint of format {CHECKPOINT_FORMAT} of toolagent_pl")
+        header = check_origin(checkpoint)
         if header.get("stages") != list(self.ladder.names):
             raise ValueError(
                 f"data.stages: got {list(self.ladder.names)}, expected {header.get('stages')} as in the checkpoint"

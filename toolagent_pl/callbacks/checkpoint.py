@@ -118,6 +118,9 @@ class Checkpoint(ModelCheckpoint):
         if told:
             raise SystemExit(128 + told)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: ``last.ckpt`` is all there is, and a path that a foreign file names could be deleted later."""
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """See to it that a validation that is due, or not finished, is made after resuming.
 

@@ -122,10 +122,12 @@ class CurriculumCallback(Callback):
         Raises:
             ValueError: If the list is now too short for it.
         """
-        entry = int(state_dict["entry"])
+        entry, epochs = state_dict["entry"], state_dict["epochs"]
+        if type(entry) is not int or type(epochs) is not int:
+            raise ValueError(f"the curriculum is at {entry!r} since {epochs!r} epochs")
         if not 0 <= entry < len(self.stages):
             raise ValueError(
                 f"curriculum.stages: got {self.stages}, expected more than {entry} of them, "
                 "as in the checkpoint to resume from"
             )
-        self.entry, self.epochs = entry, int(state_dict["epochs"])
+        self.entry, self.epochs = entry, epochs
