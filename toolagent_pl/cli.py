@@ -34,6 +34,7 @@ from toolagent_pl.callbacks import (
 from toolagent_pl.callbacks.agreement import RanksDisagreeError
 from toolagent_pl.callbacks.finite import NonFiniteError
 from toolagent_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError, guard_restoring, read_header
+from toolagent_pl.configuration import PARSER_MODE, check_groups, check_parts
 from toolagent_pl.learning.algorithms import Algorithm
 from toolagent_pl.machines import Machine
 from toolagent_pl.machines.rewards import Reward
@@ -48,10 +49,24 @@ LOG_NAME = "lightning_logs"
 SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters
 USAGE_ERROR = 2
 RANK_IS_GONE = "Connection (closed|reset) by peer"  # what gloo raises on the ranks that are left
+LONGEST_LINE = 1000
+MOST_OF = {"devices": 1024, "num_nodes": 65536}  # Lightning makes lists of them before anything can be checked
+GROUPS = ("trainer", "model", "data", "curriculum", "checkpoint", "samples", "predictions")
 
 
 def one_line(message: str) -> str:
-    """The telling line of an error message of several lines, with the option first."""
+    """The telling part of an error message of several lines, with the option first, and of bounded length."""
+    line = "".join(character if character.isprintable() else "?" for character in _telling_part(message))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 3]}..."
+
+
+def _telling_part(message: str) -> str:
+    if match := re.match(r"(?s)Unexpected config: (.*)", message):
+        return f"config: got {' '.join(match[1].split()) or 'nothing'}, expected options and their values"
+    if match := re.match(r"(?s)(?:Problems parsing config: |(?=Config file loop))(.*)", message):
+        return f"config: cannot be read ({' '.join(match[1].split())})"
+    if match := re.match(r'Key "(\w+)\.([\w.]+)" not found in namespace', message):
+        return f"{match[1]}: got no {match[2]}, expected options and their values"
     if own := re.findall(r"^[\s-]*([\w./+, ]+: got .*)$", message, re.MULTILINE):
         return own[-1]
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("NoneType", "null")
@@ -60,15 +75,22 @@ def one_line(message: str) -> str:
         return " ".join(message.split())
     option = key[1].replace(".init_args", "")
     value = re.search(r"(?:Given|Got) value: (.*)", message)
-    expected = list(dict.fromkeys(re.findall(r"Expected (?:an? )?([^.\n]*)", message)))
+    # What is said about paths is about files too, and about each kind in turn.
+    of_paths = ("path but", "'", "dot import path", "import path", "function or", "Dict must")
+    kinds = dict.fromkeys(re.findall(r"Expected (?:an? )?([^.\n]*)", message))
+    expected = [kind for kind in kinds if not kind.startswith(of_paths)]
+    bases = dict.fromkeys(re.findall(r"to a subclass of (\w+)", message))
+    if option in _PARTS and set(expected) <= {"null"}:
+        names = ", ".join(sorted(kind.__name__ for kind in _descendants(_PARTS[option])))
+        expected = [f"{names or 'the name of a class'}, or the dotted path of another class"]
+    elif bases:
+        expected.append(f"the dotted path of a class derived from {' or '.join(bases)}")
     if value is None or not expected:
         return f"{option}: {' '.join(message[key.end() :].split())}"
     if nested := re.match(r"NestedArg\(key='(\w+)', val='(.*)'\)", value[1]):
         return f"{option}.{nested[1]}: got {nested[2]}, expected the class to be named too, as in --{option}=Adam"
-    if any("import path" in kind for kind in expected):
-        names = ", ".join(sorted(kind.__name__ for kind in _descendants(_PARTS.get(option, type))))
-        expected = [f"{names or 'the name of a class'}, or the dotted path of another class"]
-    return f"{option}: got {value[1]}, expected {' or '.join(expected)}"
+    got = re.sub(r"^Namespace\(class_path='([^']*)'.*", r"\1", value[1])
+    return f"{option}: got {got}, expected {' or '.join(expected)}"
 
 
 _PARTS: dict[str, type] = {
@@ -91,6 +113,9 @@ def _descendants(base: type) -> list[type]:
 
 class ArgumentParser(LightningArgumentParser):
     """Says in one line what is wrong, instead of printing all options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, parser_mode=kwargs.pop("parser_mode", PARSER_MODE), **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the line and exit with code 2."""
@@ -177,11 +202,22 @@ class ToolAgentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look at the checkpoint before anything is built."""
-        super().parse_arguments(parser, args)
-        options = self.config[self.config.subcommand]
+        try:
+            super().parse_arguments(parser, args)
+            options = self.config[self.config.subcommand]
+            for path in filter(None, options.config or []):  # None is one that was written on the command line
+                check_groups(os.fspath(path), GROUPS)
+            check_parts(options)
+        except UnicodeError as error:
+            parser.error(f"config: cannot be read ({error})", error)
+        except (ValueError, OSError) as error:
+            parser.error(str(error), error)
         seed = options.seed_everything
         if not 0 <= seed < 2**32:
             parser.error(f"seed_everything: got {seed}, expected a number from 0 to {2**32 - 1}")
+        for option, most in MOST_OF.items():
+            if str(count := options.trainer[option]).isdigit() and int(count) > most:
+                parser.error(f"trainer.{option}: got {count}, expected at most {most}")
         if options.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             parser.error(f"trainer.accelerator: got {options.trainer.accelerator}, expected auto or cpu: no GPU here")
         if options.ckpt_path in ("last", "auto"):

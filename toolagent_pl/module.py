@@ -70,8 +70,8 @@ class ToolAgent(LightningModule):
         self.machine: Machine = machine or CalculatorMachine(max_steps=12)
         self.reward = reward or OutcomeReward()
         self.algorithm = algorithm or A2C()
-        if not learning_rate > 0:
-            raise ValueError(f"model.learning_rate: got {learning_rate}, expected more than 0")
+        if not 0 < learning_rate < float("inf"):
+            raise ValueError(f"model.learning_rate: got {learning_rate}, expected a number of more than 0")
         self.learning_rate, self.seed = learning_rate, seed
         self._check()
         self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last update

@@ -12,6 +12,7 @@ from toolagent_pl.agents.gru import RecordedGRU
 from toolagent_pl.problems import Problems
 from toolagent_pl.tokens import STAGED_VOCABULARY, TOOL_NAMES, Token
 
+LARGEST_SIZE = 8192  # a GRU of this width has 400 million weights
 Context = Literal["problem", "batch"]
 
 
@@ -27,7 +28,7 @@ class ActorCritic(Agent):
             problem the mean over the whole batch, as the tutorial does.
 
     Raises:
-        ValueError: If a size is not positive, or an action is unknown or repeated.
+        ValueError: If a size is out of range, or an action is unknown or repeated.
     """
 
     def __init__(
@@ -39,8 +40,8 @@ class ActorCritic(Agent):
     ) -> None:
         super().__init__()
         for option, size in (("d", d), ("stages", stages)):
-            if size < 1:
-                raise ValueError(f"model.agent.{option}: got {size}, expected at least 1")
+            if not 1 <= size <= LARGEST_SIZE:
+                raise ValueError(f"model.agent.{option}: got {size}, expected at least 1 and at most {LARGEST_SIZE}")
         if context not in get_args(Context):
             raise ValueError(f"model.agent.context: got {context!r}, expected {' or '.join(get_args(Context))}")
         self.context = context

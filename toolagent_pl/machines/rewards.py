@@ -75,7 +75,7 @@ class ProgressReward(Reward):
     """
 
     def __init__(self, weight: float = 0.2) -> None:
-        if weight < 0:
+        if not 0 <= weight < float("inf"):
             raise ValueError(f"model.reward.weight: got {weight}, expected a number of at least 0")
         self.weight = weight
 

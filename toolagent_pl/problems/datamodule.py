@@ -12,6 +12,8 @@ from toolagent_pl.problems.batch import Problems
 from toolagent_pl.problems.stages import Ladder
 from toolagent_pl.problems.stream import FixedProblems, ProblemStream
 
+MOST_WORKERS = 256
+
 
 class StreamLoader:
     """Batches of a ``ProblemStream``; each iteration goes on where the run stands.
@@ -77,8 +79,8 @@ class ProblemDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.ladder = Ladder(stages)
-        if num_workers < 0:
-            raise ValueError(f"data.num_workers: got {num_workers}, expected at least 0")
+        if not 0 <= num_workers <= MOST_WORKERS:
+            raise ValueError(f"data.num_workers: got {num_workers}, expected at least 0 and at most {MOST_WORKERS}")
         self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
         self.val_problems, self.predict_problems = val_problems, predict_problems
         self.eval_batch_size, self.num_workers, self.seed = eval_batch_size, num_workers, seed

@@ -15,6 +15,9 @@ from toolagent_pl.problems.batch import Problems
 from toolagent_pl.problems.stages import Ladder
 from toolagent_pl.randomness import Purpose, random_below, random_uniform
 
+LARGEST_BATCH = 2**24
+LARGEST_EPOCH = 2**31 - 1  # in batches
+
 
 def _spread(size: int) -> int:
     """A step through ``range(size)``, a power of ten, that hits every number once and jumps about evenly.
@@ -57,8 +60,10 @@ class ProblemStream(IterableDataset[Problems]):
             raise ValueError(
                 f"data.batch_size: got {batch_size}, expected a positive multiple of the number of ranks, {ranks}"
             )
-        if batches < 1:
-            raise ValueError(f"data.batches_per_epoch: got {batches}, expected at least 1")
+        if batch_size > LARGEST_BATCH:
+            raise ValueError(f"data.batch_size: got {batch_size}, expected at most {LARGEST_BATCH}")
+        if not 1 <= batches <= LARGEST_EPOCH:
+            raise ValueError(f"data.batches_per_epoch: got {batches}, expected at least 1 and at most {LARGEST_EPOCH}")
         self.ladder = ladder.to(device)
         self.seed, self.batch_size, self.batches = seed, batch_size, batches
         self.rank, self.ranks, self.device = rank, ranks, torch.device(device)
@@ -129,8 +134,8 @@ class FixedProblems:
         ranks: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"data.eval_batch_size: got {batch_size}, expected at least 1")
+        if not 1 <= batch_size <= LARGEST_BATCH:
+            raise ValueError(f"data.eval_batch_size: got {batch_size}, expected at least 1 and at most {LARGEST_BATCH}")
         if per_stage is not None and per_stage < 1:
             raise ValueError(f"data.val_problems, data.predict_problems: got {per_stage}, expected at least 1")
         self.ladder, self.device = ladder.to(device), torch.device(device)

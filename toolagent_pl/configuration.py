@@ -1,0 +1,137 @@
+"""Configurations that come from anyone: read within bounds, and naming nothing but classes that a run is made of."""
+
+import os
+import pkgutil
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.pytorch import Callback
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import LayerSync, Precision
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
+
+from toolagent_pl.learning.algorithms import Algorithm
+from toolagent_pl.machines import Machine
+from toolagent_pl.machines.rewards import Reward
+
+PARSER_MODE = "bounded_yaml"
+MAX_CHARACTERS = 1_000_000
+MAX_DEPTH = 32
+MAX_VALUES = 100_000
+PARTS: tuple[type, ...] = (
+    torch.nn.Module,  # agents are modules, and are made of modules
+    Machine, Reward, Algorithm, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
+    Callback, Logger, Profiler, Strategy, Accelerator, Precision, CheckpointIO, ClusterEnvironment, LayerSync,
+)  # fmt: skip
+
+
+def load_yaml(text: str) -> Any:
+    """Read a value, or a whole configuration.
+
+    PyYAML would crash on ``[[[[...`` and fill the memory with aliases of aliases.
+
+    Raises:
+        yaml.YAMLError: If it cannot be read, or is beyond the bounds.
+    """
+    _check_bounds(text)
+    try:
+        return get_loader("yaml")(text)
+    except ValueError as error:  # what looks like a number and is none, as 5,000 digits or the time 1:99e9
+        raise yaml.YAMLError(str(error)) from None
+
+
+set_loader(PARSER_MODE, load_yaml, (yaml.YAMLError,))
+
+
+def _check_bounds(text: str) -> None:
+    """Count what there will be, aliases written out, without building it."""
+    if len(text) > MAX_CHARACTERS:
+        raise yaml.YAMLError(f"got {len(text)} characters, expected at most {MAX_CHARACTERS}")
+    sizes: dict[str, int] = {}  # of what has an anchor
+    open_anchors: list[tuple[str | None, int]] = []  # of what is not complete yet, and how much was before
+    total = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise yaml.YAMLError(f"got *{event.anchor}, expected the name of something complete that came before")
+            total += sizes[event.anchor]
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_anchors.append((event.anchor, total))
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_anchors.pop()
+            if anchor:
+                sizes[anchor] = total - before
+        if len(open_anchors) > MAX_DEPTH:
+            raise yaml.YAMLError(f"got more than {MAX_DEPTH} levels, one in another")
+        if total > MAX_VALUES:
+            raise yaml.YAMLError(f"got more than {MAX_VALUES} values")
+
+
+def check_groups(path: str, groups: Sequence[str]) -> None:
+    """Refuse a configuration that gives one value for a whole group of options: jsonargparse would ignore it.
+
+    Raises:
+        ValueError: If there is such a group.
+    """
+    with open(path, encoding="utf-8") as file:
+        config = load_yaml(file.read())
+    for group in groups:
+        if group in config and not isinstance(config[group], dict | str):  # a text is the path of a file with them
+            raise ValueError(f"{group}: got {config[group]}, expected options and their values")
+
+
+def check_parts(config: Any, option: str = "") -> None:
+    """Refuse everything that would be called, unless it is a class that a run is made of.
+
+    The types of the options alone do not see to it: where a function is asked for that makes an agent, any
+    function with arguments given would do, and be called.
+
+    Raises:
+        ValueError: If there is something else; names the option.
+    """
+    if isinstance(config, Namespace | dict):
+        entries = vars(config) if isinstance(config, Namespace) else config
+        if "class_path" in entries:
+            path = entries["class_path"]
+            if not _is_part(_imported(path)):
+                raise ValueError(f"{option}: got {path}, expected a class derived from {_names()}")
+        for key, value in entries.items():
+            name = str(key).removeprefix("init_args")
+            check_parts(value, ".".join(filter(None, [option, name])))
+    elif isinstance(config, list | tuple | set):
+        for value in config:
+            check_parts(value, option)
+    elif callable(config) and not isinstance(config, (os.PathLike, *PARTS)) and not _is_part(config):
+        raise ValueError(f"{option}: got {_path(config)}, expected no function; only classes can be named")
+
+
+def _imported(path: Any) -> Any:
+    """What a dotted path names; jsonargparse has imported it before."""
+    try:
+        return pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return None
+
+
+def _is_part(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, PARTS)
+
+
+def _names() -> str:
+    *names, last = ["Agent", *(part.__name__ for part in PARTS)]
+    return f"{', '.join(names)} or {last}"
+
+
+def _path(value: Any) -> str:
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
