@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toolagent_pl.problems.expression import INT64_MAX, evaluate, magnitude_bound, parse, written_tokens
+from toolagent_pl.problems.expression import INT64_MAX, evaluate, magnitude_bound, parse, quoted, written_tokens
 from toolagent_pl.tokens import Token
 
 NO_STAGE = -1
@@ -67,10 +67,10 @@ class Problems(NamedTuple):
         for text in expressions:
             leaves, tree = parse(text)
             if not all(leaf.isdigit() for leaf in leaves):
-                raise ValueError(f"expression {text!r}: names are for stages only; expected whole numbers")
+                raise ValueError(f"expression {quoted(text)}: names are for stages only; expected whole numbers")
             operands = [int(leaf) for leaf in leaves]
             if magnitude_bound(operands) > INT64_MAX:
-                raise ValueError(f"expression {text!r}: a value on the way might not fit into 64 bits")
+                raise ValueError(f"expression {quoted(text)}: a value on the way might not fit into 64 bits")
             rows.append((written_tokens(text), operands, evaluate(tree, operands), tree))
         tokens, tapes, targets, trees = zip(*rows, strict=True)
         return cls(

@@ -15,6 +15,7 @@ from torch import Tensor
 from toolagent_pl.tokens import Token
 
 INT64_MAX = 2**63 - 1
+LONGEST_QUOTE = 200
 _TOOL_OF: dict[type[ast.operator], Token] = {ast.Mult: Token.MUL, ast.Add: Token.ADD, ast.Sub: Token.SUB}
 _CHARACTER: dict[str, Token] = {
     "*": Token.MUL,
@@ -60,11 +61,11 @@ def parse(text: str) -> Expression:
     expected = "whole numbers, * + -, and brackets"
     # Python would also read 0b11 and 1or 2; here a letter stands alone.
     if not re.fullmatch(r"[0-9a-z*+\-() ]+", text) or re.search(r"[0-9a-z][a-z]|[a-z][0-9]", text):
-        raise ValueError(f"expression {text!r}: expected only {expected}")
+        raise ValueError(f"expression {quoted(text)}: expected only {expected}")
     try:
         root = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"expression {text!r}: cannot be read ({error}); expected {expected}") from None
+        raise ValueError(f"expression {quoted(text)}: cannot be read ({error}); expected {expected}") from None
 
     leaves: list[str] = []
     tree: list[Operator] = []
@@ -85,8 +86,13 @@ def parse(text: str) -> Expression:
             starts.append(len(leaves))
             leaves.append(node.id)
         else:
-            raise ValueError(f"expression {text!r}: something in it is not an operand; expected {expected}")
+            raise ValueError(f"expression {quoted(text)}: something in it is not an operand; expected {expected}")
     return Expression(tuple(leaves), tuple(tree))
+
+
+def quoted(text: str) -> str:
+    """A text from anywhere, as it stands in a message."""
+    return repr(text) if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]!r}... of {len(text)} characters"
 
 
 def written_tokens(text: str) -> list[Token]:

@@ -1,0 +1,75 @@
+"""Some generated inputs, as ``python -m benchmarks.fuzz`` tries many more of; and whether it would notice."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import fuzz
+from benchmarks.fuzz import FINDING, Case, Verdict
+
+SOME = {"config": 24, "checkpoint": 24, "expression": 200}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return fuzz.prepare(tmp_path_factory.mktemp("source"))
+
+
+@pytest.mark.parametrize("kind", SOME)
+def test_generated_inputs_are_taken_or_refused_in_one_line(sources, kind):
+    verdicts = list(fuzz.fuzz(fuzz.cases(kind, 1, range(SOME[kind]), sources), workers=2, patience=30))
+    assert len(verdicts) == SOME[kind]
+    assert [(case, verdict.detail) for case, verdict in verdicts if verdict.outcome == FINDING] == []
+    assert {verdict.outcome for _, verdict in verdicts} >= {"taken", "refused"}
+
+
+@pytest.mark.parametrize("kind", SOME)
+def test_what_nobody_changed_is_taken(sources, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {"config": sources.configs[0], "checkpoint": sources.checkpoint, "expression": b'["1+2"]'}[kind]
+    assert fuzz.judge(Case(kind, 0, content, "validate")) == Verdict("taken", "")
+
+
+def test_a_case_is_a_function_of_seed_and_number(sources):
+    for kind in SOME:
+        several = list(fuzz.cases(kind, 3, range(5), sources))
+        assert several[4:] == list(fuzz.cases(kind, 3, [4], sources))
+        assert several != list(fuzz.cases(kind, 4, range(5), sources))
+
+
+def misbehave(case: Case) -> Verdict:
+    if case.number == 1:
+        os.abort()
+    if case.number == 2:
+        time.sleep(60)
+    return Verdict("taken", "")
+
+
+def test_crashes_and_hangs_are_findings_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(fuzz, "judge", misbehave)
+    cases = iter([Case("expression", number, b"") for number in range(5)])
+    found = {case.number: verdict for case, verdict in fuzz.fuzz(cases, workers=2, patience=1)}
+    assert {number for number, verdict in found.items() if verdict.outcome == FINDING} == {1, 2}
+    assert "crashed with status -6" in found[1].detail
+    assert "hung" in found[2].detail
+
+
+@pytest.mark.parametrize(
+    ("kind", "misbehaviour", "named"),
+    [
+        ("config", "raise KeyError('x')", "KeyError"),
+        ("config", "sys.exit(2)", "no clear line"),
+        ("config", "print('error: a\\nerror: b', file=sys.stderr); sys.exit(2)", "no clear line"),
+        ("config", "open('sentinel', 'w'); sys.exit('error: one line')", "foreign code was run"),
+        ("checkpoint", "raise RecursionError", "RecursionError"),
+    ],
+)
+def test_all_but_one_clear_line_is_a_finding(tmp_path, monkeypatch, kind, misbehaviour, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fuzz, "run_command", lambda _: exec(f"import sys\n{misbehaviour}"))
+    verdict = fuzz.judge(Case(kind, 0, b""))
+    assert verdict.outcome == FINDING
+    assert named in verdict.detail
+    assert not Path("sentinel").exists()
