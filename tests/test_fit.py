@@ -41,6 +41,26 @@ def test_mixed_precision_learns(tmp_path, monkeypatch):
     assert last_values("lightning_logs/version_0")["test/T0_accuracy"] == 1.0
 
 
+def test_half_precision_unscales_gradients_before_they_are_clipped(tmp_path, monkeypatch):
+    """Lightning offers 16-mixed on GPUs only; its plugin works anywhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "half.yaml").write_text(
+        "trainer:\n  plugins:\n    - class_path: lightning.pytorch.plugins.MixedPrecision\n"
+        "      init_args: {precision: 16-mixed, device: cpu}\n"
+    )
+    norms = []
+    short = ["--data.batch_size=64", "--data.batches_per_epoch=3", "--trainer.max_epochs=1", "--data.val_problems=20"]
+    short += ["--data.stages=[T0]", "--curriculum.stages=[0]", "--model.machine.max_steps=3"]
+    for run, options in enumerate([[], ["--config", "half.yaml"]]):
+        main(["fit", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1", *short, *options])
+        events = EventAccumulator(f"lightning_logs/version_{run}")
+        events.Reload()
+        norms.append([event.value for event in events.Scalars("train/gradient_norm")])
+    assert len(norms[1]) == 3
+    assert norms[1][0] == pytest.approx(norms[0][0], rel=0.05)
+    assert all(norm < 10 for norm in norms[1])
+
+
 def test_workers_change_nothing(tmp_path, monkeypatch):
     """The curriculum reaches them from the first epoch on, and they make the same problems."""
     rewards = []

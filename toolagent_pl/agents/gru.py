@@ -125,7 +125,8 @@ def _sum_by_token(rows: Tensor, token: Tensor, vocabulary: int) -> Tensor:
     if rows.device.type == "cpu":
         return rows.new_zeros(vocabulary, rows.shape[1]).index_add_(0, token, rows)
     # Few tokens get many rows each: additions one by one would wait for each other, and in no fixed order.
-    return F.one_hot(token, vocabulary).T.to(rows.dtype) @ rows
+    one_hot = torch.arange(vocabulary, device=rows.device)[:, None] == token
+    return one_hot.to(rows.dtype) @ rows
 
 
 class RecordedGRU(Recurrence):
@@ -143,7 +144,7 @@ class RecordedGRU(Recurrence):
         self._table = gate_table(embedding, gru)
         batch, d = initial.shape
         kind = initial.device.type
-        low = torch.is_autocast_enabled(kind)
+        low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         precision = torch.get_autocast_dtype(kind) if low else self._weight.dtype
         self._recording = torch.is_grad_enabled()  # else all steps use the same room
         room = batch * (horizon if self._recording else 1)

@@ -150,12 +150,17 @@ def tutorial_reward(problems: Problems, outcome: Outcome) -> Tensor:
     goal4 = goal1 - goal3
     goals = torch.stack([goal0, goal1, goal2, goal3, goal4], 1)  # [B, 5]
     reached = (outcome.answer[:, None] == goals) & outcome.valued[:, None]
-    share = torch.tensor(  # of each goal, by stage
-        [[0.25, 0.5, 0.0, 0.0, 0.0], [0.25, 0.5, 0.75, 0.0, 0.0], [0.2, 0.4, 0.0, 0.6, 0.6]], device=goals.device
-    )
-    shaped = (share[problems.stage] * reached).sum(1)
+    shaped = (_shares(goals.device)[problems.stage] * reached).sum(1)
     correct = reached.gather(1, problems.stage[:, None])[:, 0]
     return correct + 0.2 * shaped
+
+
+@lru_cache  # to copy it in each update, a GPU would be waited for
+def _shares(device: torch.device) -> Tensor:
+    """What each goal is worth, by stage, ``[3, 5]``."""
+    return torch.tensor(
+        [[0.25, 0.5, 0.0, 0.0, 0.0], [0.25, 0.5, 0.75, 0.0, 0.0], [0.2, 0.4, 0.0, 0.6, 0.6]], device=device
+    )
 
 
 def _operands(problems: Problems) -> Tensor:

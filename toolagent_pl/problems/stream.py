@@ -96,8 +96,9 @@ class ProblemStream(IterableDataset[Problems]):
         share = self.batch_size // self.ranks
         first = position * self.batch_size + self.rank * share
         number = torch.arange(first, first + share, device=self.device)
-        cumulated = self._mixture.cumsum(0)[:-1].to(self.device)
-        stage = (random_uniform(self.seed, Purpose.STAGE, number)[:, None] > cumulated).sum(1)
+        uniform, stage = random_uniform(self.seed, Purpose.STAGE, number), torch.zeros_like(number)
+        for share in self._mixture.cumsum(0)[:-1].tolist():  # as numbers: to copy a tensor, a GPU is waited for
+            stage += uniform > share
         index = random_below(self.seed, Purpose.PROBLEM, number, self.ladder.sizes(stage))
         return self.ladder.problems(number, stage, index)
 
