@@ -14,6 +14,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim import Optimizer
 
 LARGEST_COUNT = 2**31  # of anything that is counted in a run; times a batch it still fits into int64
 _REQUIRED = {"state_dict": dict, "pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict}
@@ -105,6 +107,7 @@ def _restore_training_state(trainer: Trainer, restore: Callable[[], None]) -> No
     }[trainer.state.fn]  # type: ignore[index]
     stateful = [loop, *[config.scheduler for config in trainer.lr_scheduler_configs]]
     fresh = copy.deepcopy([one.state_dict() for one in stateful])
+    tried = [_after_a_step(optimizer) for optimizer in trainer.optimizers]
     restore()
     if not trainer.ckpt_path:
         return
@@ -112,11 +115,27 @@ def _restore_training_state(trainer: Trainer, restore: Callable[[], None]) -> No
         _check_kind(one.state_dict(), kind, type(one).__name__)
     trainer.fit_loop._combined_loader_states_to_load = []  # nothing that this project loads from has a state
     if trainer.state.fn == TrainerFn.FITTING:
-        for optimizer in trainer.optimizers:
-            trial = copy.deepcopy(optimizer)
-            for parameter in (parameter for group in trial.param_groups for parameter in group["params"]):
-                parameter.grad = torch.zeros_like(parameter)
-            trial.step()
+        for optimizer, new in zip(trainer.optimizers, tried, strict=True):
+            _check_tensors(optimizer.state_dict()["state"], new.state_dict()["state"])
+            _after_a_step(optimizer)
+
+
+def _after_a_step(optimizer: Optimizer) -> Optimizer:
+    """A copy that has made a step of nothing."""
+    trial = copy.deepcopy(optimizer)
+    for parameter in (parameter for group in trial.param_groups for parameter in group["params"]):
+        parameter.grad = torch.zeros_like(parameter)
+    trial.step()
+    return trial
+
+
+def _check_tensors(found: dict[int, dict[str, Any]], expected: dict[int, dict[str, Any]]) -> None:
+    """Refuse states of other sizes: fused kernels would read past their ends."""
+    for parameter, states in expected.items():
+        for name, tensor in states.items():
+            other = found[parameter][name] if parameter in found else tensor
+            if isinstance(tensor, Tensor) and (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+                raise ValueError(f"{name} of parameter {parameter} is {other.dtype} of shape {list(other.shape)}")
 
 
 def _check_kind(found: Any, expected: Any, name: str) -> None:
