@@ -119,6 +119,7 @@ UNREADABLE = {
     "list": "[1, 2]",
     "text": "hello",
     "itself": "config: config.yaml",
+    "a configuration that is none": "config: {class_path: 1}",
 }
 
 

@@ -208,10 +208,10 @@ class ToolAgentCLI(LightningCLI):
             for path in filter(None, options.config or []):  # None is one that was written on the command line
                 check_groups(os.fspath(path), GROUPS)
             check_parts(options)
-        except UnicodeError as error:
-            parser.error(f"config: cannot be read ({error})", error)
-        except (ValueError, OSError) as error:
-            parser.error(str(error), error)
+        except Exception as error:  # what a foreign file may hold makes jsonargparse fail in any way
+            if re.match(r"[\w.]+: got ", str(error)):
+                parser.error(str(error), error)
+            parser.error(f"config: cannot be read ({type(error).__name__}: {error})", error)
         seed = options.seed_everything
         if not 0 <= seed < 2**32:
             parser.error(f"seed_everything: got {seed}, expected a number from 0 to {2**32 - 1}")
