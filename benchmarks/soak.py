@@ -1,7 +1,7 @@
 """Whether a long run grows: memory, open files, threads and speed of ``fit`` over time.
 
-Run ``python -m benchmarks.soak --minutes 20``. It is the default run with all that it writes, but trained on T0 alone: it
-never solves all stages, and never stops by itself. What follows ``--`` is handed on to ``fit``.
+Run ``python -m benchmarks.soak --minutes 20``. It is the default run with all that it writes, but trained on T0 alone:
+it never solves all stages, and never stops by itself. What follows ``--`` is handed on to ``fit``.
 """
 
 import argparse

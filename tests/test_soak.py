@@ -1,5 +1,6 @@
 """Whether the soak test would notice what grows."""
 
+import mmap
 import os
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def test_a_run_shorter_than_its_warm_up_is_refused():
 def test_memory_and_handles_of_a_process_are_seen():
     before = observe(os.getpid(), 0, 1)
     with open(os.devnull), open(os.devnull):
-        ballast = bytearray(os.urandom(2**26))
+        ballast = mmap.mmap(-1, 2**26)  # never from memory that the process held already
+        for _ in range(64):
+            ballast.write(bytes(2**20))
         after = observe(os.getpid(), 1, 2)
     assert after.handles == before.handles + 2
     assert after.resident_mb - before.resident_mb == pytest.approx(len(ballast) / 2**20, abs=16)
