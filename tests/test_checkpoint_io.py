@@ -105,6 +105,7 @@ UNFIT = "expected a checkpoint of such a run; it cannot be restored"
         (["toolagent_pl"], None, "a checkpoint of another program, expected one of toolagent_pl"),
         (["toolagent_pl"], "1", "a checkpoint of another program, expected one of toolagent_pl"),
         (["toolagent_pl", "format"], 2, "a checkpoint of format 2, expected format 1"),
+        (["toolagent_pl", "format"], torch.ones(2), "a checkpoint of format tensor"),
         (["toolagent_pl", "stages"], ["T0"], "data.stages: got ['T0', 'T1', 'T2'], expected ['T0'] as in the"),
         (["pytorch-lightning_version"], "one", UNFIT),
         (["pytorch-lightning_version"], 2, SOMETHING_ELSE),

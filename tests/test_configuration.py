@@ -112,6 +112,7 @@ UNREADABLE = {
     "deep within itself": "model: &a\n  agent: {b: *a}\n",
     "too long": "a: " + "x" * 1_100_000,
     "digits": "seed_everything: " + "9" * 5000,
+    "hexadecimal digits": "seed_everything: 0x" + "f" * 5000,
     "bytes": bytes(range(256)),
     "no UTF-8": b"seed_everything: \xff\xfe\n",
     "UTF-16": "seed_everything: 3\n".encode("utf-16"),

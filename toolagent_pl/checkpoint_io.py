@@ -40,11 +40,13 @@ def read_header(path: str | Path) -> dict[str, Any]:
         if wrong or not 0 <= checkpoint["global_step"] < LARGEST_COUNT:
             raise ValueError(f"{wrong}")
     except Exception:  # reading a foreign file may fail in any way
-        raise ValueError(
-            f"ckpt_path: got {path}, expected a checkpoint; this file is something else, or cut short"
-        ) from None
+        raise _unreadable(path) from None
     assert isinstance(checkpoint, dict)
     return checkpoint
+
+
+def _unreadable(path: str | Path) -> ValueError:
+    return ValueError(f"ckpt_path: got {path}, expected a checkpoint; this file is something else, or cut short")
 
 
 def _check_archive(path: str | Path) -> None:
@@ -180,6 +182,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint with weights only, whatever is asked for: others could run foreign code."""
-        _check_archive(path)
-        return super().load_checkpoint(path, map_location, weights_only=True)
+        """Read a checkpoint with weights only, whatever is asked for: others could run foreign code.
+
+        Raises:
+            OSError: If it cannot be read at all.
+            ValueError: If it is something else than a whole checkpoint.
+        """
+        try:
+            _check_archive(path)
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # reading a foreign file may fail in any way
+            raise _unreadable(path) from error

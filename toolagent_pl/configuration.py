@@ -24,6 +24,7 @@ PARSER_MODE = "bounded_yaml"
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
+MAX_LENGTH = 2000  # of one value; a number of so many digits can still be written in a message
 PARTS: tuple[type, ...] = (
     torch.nn.Module,  # agents are modules, and are made of modules
     Machine, Reward, Algorithm, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
@@ -62,6 +63,8 @@ def _check_bounds(text: str) -> None:
                 raise yaml.YAMLError(f"got *{event.anchor}, expected the name of something complete that came before")
             total += sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
+            if len(event.value) > MAX_LENGTH:
+                raise yaml.YAMLError(f"got a value of {len(event.value)} characters, expected at most {MAX_LENGTH}")
             total += 1
             if event.anchor:
                 sizes[event.anchor] = 1

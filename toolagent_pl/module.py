@@ -30,7 +30,7 @@ def check_origin(checkpoint: dict[str, Any]) -> dict[str, Any]:
     header = checkpoint.get(CHECKPOINT_KEY)
     if not isinstance(header, dict):
         raise ValueError("ckpt_path: got a checkpoint of another program, expected one of toolagent_pl")
-    if header.get("format") != CHECKPOINT_FORMAT:
+    if type(header.get("format")) is not int or header["format"] != CHECKPOINT_FORMAT:
         raise ValueError(
             f"ckpt_path: got a checkpoint of format {header.get('format')}, expected format {CHECKPOINT_FORMAT}"
         )
