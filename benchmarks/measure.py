@@ -62,20 +62,31 @@ def measured(work: Work, patience: float) -> dict[str, float]:
     Raises:
         MeasurementError: If the process does not end well.
     """
+    arguments = ["-m", "benchmarks.measure", json.dumps(work._asdict())]
+    return undisturbed(lambda: in_process(arguments, work.threads), patience)
+
+
+def undisturbed(measure: Callable[[], dict[str, float]], patience: float) -> dict[str, float]:
+    """Wait for quiet and measure, again and again until ``others`` is small, or ``patience`` seconds are over."""
     deadline = time.monotonic() + patience
     results: list[dict[str, float]] = []
     while not results or (results[-1]["others"] > QUIET and time.monotonic() < deadline):
         wait_until_quiet(deadline)
-        results.append(_in_process(work))
+        results.append(measure())
     return min(results, key=lambda result: result["others"])
 
 
-def _in_process(work: Work) -> dict[str, float]:
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(work.threads))
+def in_process(arguments: list[str], threads: int, directory: Path = ROOT) -> dict[str, float]:
+    """Run Python with these arguments; the last line that it prints is the result, as JSON.
+
+    Raises:
+        MeasurementError: If the process does not end well.
+    """
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.measure", json.dumps(work._asdict())],
-        cwd=ROOT,
-        env=child_environment() | threads | {"JAX_PLATFORMS": "cpu"},
+        [sys.executable, *arguments],
+        cwd=directory,
+        env=child_environment() | limits | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )
@@ -86,9 +97,14 @@ def _in_process(work: Work) -> dict[str, float]:
     return result
 
 
+def use_cpus(threads: int) -> None:
+    """Keep this process on so many CPUs; to be called before any library looks how many there are."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
 def _measure(work: Work) -> dict[str, float]:
-    if hasattr(os, "sched_setaffinity"):  # before any library looks how many CPUs there are
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: work.threads])
+    use_cpus(work.threads)
     unit = _gemm(work) if work.contestant in GEMMS else _contestant(work)
     unit(1)  # compiles, or allocates
     slice_seconds = work.seconds / SLICES
