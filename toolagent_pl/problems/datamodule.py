@@ -131,9 +131,14 @@ class ProblemDataModule(LightningDataModule):
         """Fresh problems."""
         trainer = self.trainer
         assert trainer is not None
-        return StreamLoader(
-            self._stream, self.num_workers, lambda: trainer.global_step * trainer.accumulate_grad_batches
-        )
+
+        def position() -> int:
+            """Batches in the steps so far. The last step of an epoch takes what is left of it."""
+            batches, accumulated = self.batches_per_epoch, trainer.accumulate_grad_batches
+            epochs, steps = divmod(trainer.global_step, -(-batches // accumulated))
+            return epochs * batches + steps * accumulated
+
+        return StreamLoader(self._stream, self.num_workers, position)
 
     def state_dict(self) -> dict[str, Any]:
         """What decides which problems a run sees, at a given number of steps."""
