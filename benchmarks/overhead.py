@@ -111,34 +111,20 @@ def _fit(batch: int, updates: int) -> Result:
 
 
 def _bare(batch: int, updates: int) -> Result:
-    """The same updates on the same problems, without Lightning's Trainer."""
-    import torch
-
+    """The same updates on the same problems."""
+    from benchmarks.bare import BareLoop
     from benchmarks.stopwatch import Reading
     from toolagent_pl.callbacks.agreement import checksum
-    from toolagent_pl.learning.rollout import rollout
     from toolagent_pl.memory import keep_freed_memory
-    from toolagent_pl.module import ToolAgent
-    from toolagent_pl.problems.stream import ProblemStream
 
-    keep_freed_memory()
-    torch.manual_seed(0)
-    module = ToolAgent()
-    stream = ProblemStream(module.ladder, module.seed, batch, batches=1)
-    stream.mixture = [1.0, 0.0, 0.0]  # as the curriculum has it in its first epoch
-    optimizer = module.configure_optimizers()
-    parameters = list(module.parameters())
-    for position in range(WARMUP + updates):
-        if position == WARMUP:
-            start = Reading.now()
-        episodes = rollout(module.agent, module.machine, stream.batch(position), module.horizon, module.seed)
-        rewards = module.reward(module.machine, episodes.final, episodes.tokens)
-        terms = module.algorithm(episodes, rewards, *module.agent.judge(episodes.replay()), lambda x: x)
-        optimizer.zero_grad()
-        terms.loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-    return start.until(Reading.now(), updates) | {"weights": int(checksum(module))}
+    keep_freed_memory()  # as the command line does
+    loop = BareLoop(batch)
+    for _ in range(WARMUP):
+        loop.update()
+    start = Reading.now()
+    for _ in range(updates):
+        loop.update()
+    return start.until(Reading.now(), updates) | {"weights": int(checksum(loop.module))}
 
 
 def _table(results: dict[str, list[Result]], seconds: dict[str, float]) -> Table:

@@ -18,10 +18,10 @@ from benchmarks.contestants.contestant import (
     Weights,
     initial_weights,
 )
-from toolagent_pl.agents import ActorCritic
+from toolagent_pl.agents import ActorCritic, Agent
 from toolagent_pl.learning.algorithms import TutorialA2C
 from toolagent_pl.learning.rollout import Rollout, rollout
-from toolagent_pl.machines import TutorialMachine, execute
+from toolagent_pl.machines import Machine, TutorialMachine, execute
 from toolagent_pl.machines.rewards import TutorialReward
 from toolagent_pl.memory import keep_freed_memory
 from toolagent_pl.problems import Ladder, Problems
@@ -36,17 +36,30 @@ def make(batch: int, stage: int, seed: int, d: int = 96) -> "ThisProject":
 
 
 class ThisProject(Contestant):
-    """The public parts that ``ToolAgent`` puts together."""
+    """The public parts that ``ToolAgent`` puts together.
 
-    def __init__(self, batch: int, stage: int, seed: int, d: int) -> None:
-        self.stage, self.seed = stage, seed
+    Args:
+        device: Where to compute.
+        low: Precision of matrix products, as in Lightning's mixed precision; None for that of the weights.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        stage: int,
+        seed: int,
+        d: int,
+        device: torch.device | str = "cpu",
+        low: torch.dtype | None = None,
+    ) -> None:
+        self.stage, self.seed, self.device, self.low = stage, seed, torch.device(device), low
         names = [str(Token(token)) for token in range(VOCABULARY)]
-        self.agent = ActorCritic(STAGES, d, actions=names, context="batch")
-        self.ladder = Ladder(["T0", "T1", "T2"])
+        self.agent = ActorCritic(STAGES, d, actions=names, context="batch").to(device)
+        self.ladder = Ladder(["T0", "T1", "T2"]).to(device)
         self.machine = TutorialMachine(max_steps=ACTIONS)
         self.reward = TutorialReward()
         self.algorithm = TutorialA2C(VALUE_WEIGHT, ENTROPY_WEIGHT)
-        self.stream = ProblemStream(self.ladder, seed, batch, batches=1)
+        self.stream = ProblemStream(self.ladder, seed, batch, batches=1, device=device)
         self.stream.mixture = [float(i == stage) for i in range(STAGES)]
         self.position = 0
         agent = self.agent
@@ -70,7 +83,8 @@ class ThisProject(Contestant):
         """Do one whole update."""
         problems = self.stream.batch(self.position)
         self.position += 1
-        reward, loss = self._loss(rollout(self.agent, self.machine, problems, ACTIONS, self.seed, True))
+        with torch.autocast(self.device.type, self.low, enabled=self.low is not None, cache_enabled=False):
+            reward, loss = self._loss(rollout(self.agent, self.machine, problems, ACTIONS, self.seed, True))
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.agent.parameters(), LARGEST_NORM)
@@ -79,26 +93,23 @@ class ThisProject(Contestant):
 
     def loss_and_gradients(self, operands: np.ndarray, actions: np.ndarray) -> tuple[float, Weights]:
         """Loss of given episodes and its gradients."""
-        problems = self._problems(operands)
-        tokens = torch.from_numpy(actions).T.contiguous()
-        states = execute(self.machine, problems, tokens.T)
-        recurrence = self.agent.begin(self.agent.encode(problems), ACTIONS)
-        recurrence.step(torch.full_like(tokens[0], Token.CTX))
-        for heard in tokens[:-1]:
-            recurrence.step(heard)
-        episodes = Rollout(
-            problems=problems,
-            choices=tokens,  # all tokens are allowed, in order
-            tokens=tokens,
-            mask=~torch.stack([state.done for state in states[:-1]]),
-            states=list(states),
-            recurrence=recurrence,
-        )
-        _, loss = self._loss(episodes)
+        choices = torch.from_numpy(actions).T.to(self.device)  # all tokens are allowed, in order
+        _, loss = self._loss(given_episodes(self.agent, self.machine, self._problems(operands), choices))
         return loss.item(), torch_weights.gradients(self.parameters, loss)
 
     def _problems(self, operands: np.ndarray) -> Problems:
         """The problems with these operands; their number within the stage is written by the operands shown."""
         shown = SHOWN[self.stage]
-        index = torch.from_numpy(operands[:, :shown] @ 10 ** np.arange(shown)[::-1])
-        return self.ladder.problems(torch.arange(len(index)), torch.full_like(index, self.stage), index)
+        index = torch.from_numpy(operands[:, :shown] @ 10 ** np.arange(shown)[::-1]).to(self.device)
+        return self.ladder.problems(torch.arange(len(index), device=self.device), index * 0 + self.stage, index)
+
+
+def given_episodes(agent: Agent, machine: Machine, problems: Problems, choices: Tensor) -> Rollout:
+    """The rollout in which an agent makes these choices, int64 ``[T, B]``."""
+    tokens = agent.actions[choices]
+    states = execute(machine, problems, tokens.T)
+    recurrence = agent.begin(agent.encode(problems), len(tokens))
+    for heard in [torch.full_like(tokens[0], Token.CTX), *tokens[:-1]]:
+        recurrence.step(heard)
+    mask = ~torch.stack([state.done for state in states[:-1]])
+    return Rollout(problems, choices, tokens, mask, list(states), recurrence)

@@ -39,7 +39,7 @@ def load(parameters: Mapping[str, torch.Tensor], weights: Weights) -> None:
 def gradients(parameters: Mapping[str, torch.Tensor], loss: torch.Tensor) -> Weights:
     """Gradients of a loss; parameters are left without any."""
     loss.backward()
-    result = {name: np.array(parameter.grad) for name, parameter in parameters.items()}
+    result = {name: np.array(parameter.grad.cpu()) for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
     return result
