@@ -170,13 +170,13 @@ def check_gradients(device: torch.device) -> str:
             off = max(off, relative(f"gradient of {part} on {NAMES[stage]}", gradients[part], expected[part]))
     loops = [BareLoop(EPISODES, where, mixture=(0.2, 0.3, 0.5)) for where in (device, CPU)]
     module, problems = loops[1].module, loops[1].stream.batch(0)
-    choices = rollout(module.agent, module.machine, problems, module.horizon, module.seed).choices
+    choices = rollout(module.agent, module.machine, problems, module.horizon, module.seed, True).choices
     losses = []
     for loop in loops:
         module, where = loop.module, loop.stream.device
         episodes = given_episodes(module.agent, module.machine, problems.to(where), choices.to(where))
         rewards = module.reward(module.machine, episodes.final, episodes.tokens)
-        terms = module.algorithm(episodes, rewards, *module.agent.judge(episodes.replay()), lambda x: x)
+        terms = module.algorithm(episodes, rewards, *episodes.judge(module.agent), lambda x: x)
         terms.loss.backward()
         losses.append(terms.loss)
     off = max(off, relative("loss of the default agent", *losses))
