@@ -9,6 +9,7 @@ from tests.reference import padded, tutorial_episode
 from tests.strategies import any_action
 from toolagent_pl import TutorialMachine
 from toolagent_pl.machines.machine import execute
+from toolagent_pl.machines.tutorial import MOST_STEPS
 from toolagent_pl.problems import STAGES, Ladder
 from toolagent_pl.tokens import PADDING, TOOLS, Token
 
@@ -58,6 +59,15 @@ def test_nothing_changes_after_the_answer(operands, stage, program, more):
 def test_what_the_tutorial_pays(stage, program, reward):
     ((paid, _),) = run([((7, 8, 9, 3, 5), stage, program)])
     assert paid == pytest.approx(reward)
+
+
+def test_no_value_leaves_64_bits():
+    problems = Ladder(["T0", "T1", "T2"]).problems(torch.tensor([0]), torch.tensor([2]), torch.tensor([99999]))
+    actions = torch.tensor([[MUL] * 30])
+    final = execute(TutorialMachine(MOST_STEPS), problems, actions)[-1]
+    assert final.value.item() == 9 ** (MOST_STEPS + 1)
+    with pytest.raises(ValueError, match=r"max_steps: got 19, expected at most 18"):
+        TutorialMachine(MOST_STEPS + 1)
 
 
 def test_an_empty_value_is_recalled_as_zero():

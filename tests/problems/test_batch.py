@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.strategies import expressions
-from toolagent_pl import Problems
-from toolagent_pl.tokens import Token
+from tests.reference import Calculator
+from tests.strategies import expressions, random_programs
+from toolagent_pl import CalculatorMachine, Problems
+from toolagent_pl.machines.machine import execute
+from toolagent_pl.problems.expression import magnitude_bound
+from toolagent_pl.tokens import TOOLS, Token
 
 MUL, ADD, SUB, CTX, EOS, OPEN, CLOSE = (
     Token.MUL, Token.ADD, Token.SUB, Token.CTX, Token.EOS, Token.OPEN, Token.CLOSE
@@ -94,6 +97,45 @@ def test_values_beyond_64_bits_are_refused(text):
     with pytest.raises(ValueError, match="might not fit into 64 bits") as error:
         Problems.from_expressions([text])
     assert repr(text) in str(error.value)
+
+
+large = st.sampled_from([0, 1, 2, 3, 2**31, 2**32, 3037000499, INT64_MAX, INT64_MAX + 1]) | st.integers(0, 2**40)
+
+
+@st.composite
+def large_expressions(draw, depth=3):
+    if depth == 0 or draw(st.integers(0, 3)) == 0:
+        return str(draw(large))
+    left, right = draw(large_expressions(depth=depth - 1)), draw(large_expressions(depth=depth - 1))
+    return f"({left}{draw(st.sampled_from('*+-'))}{right})"
+
+
+@given(large_expressions(), random_programs | st.lists(st.sampled_from([int(tool) for tool in TOOLS]), max_size=24))
+def test_no_program_leaves_int64_on_a_problem_that_is_accepted(text, program):
+    try:
+        problems = Problems.from_expressions([text])
+    except ValueError as error:
+        assume("might not fit" not in str(error))
+        raise
+    assert problems.target.item() == eval(text)
+    exact = Calculator(problems.operands[0, : problems.length[0]].tolist())
+    states = execute(CalculatorMachine(), problems, torch.tensor([program], dtype=torch.int64).view(1, -1))
+    for action, state in zip(program, states[1:], strict=True):
+        exact.press(action)
+        values = [exact.value or 0, exact.left or 0, *exact.memory]
+        assert all(abs(value) <= INT64_MAX for value in values)
+        assert state.value.item() == values[0]
+
+
+@given(st.lists(large, min_size=1, max_size=6), st.data())
+def test_the_bound_holds_for_any_order_of_any_operators(operands, data):
+    bound = magnitude_bound(operands)
+    values = list(operands)
+    while len(values) > 1:  # join any two, as no machine could do better
+        left = values.pop(data.draw(st.integers(0, len(values) - 1)))
+        right = values.pop(data.draw(st.integers(0, len(values) - 1)))
+        values.append(data.draw(st.sampled_from([left * right, left + right, left - right])))
+        assert abs(values[-1]) <= bound
 
 
 def test_values_of_63_bits_are_exact():

@@ -24,6 +24,35 @@ def test_value_is_that_of_python(text, data):
     assert evaluate(tree, [int(leaf) for leaf in leaves]) == eval(text)
 
 
+def written(tree, leaves):
+    """The expression of a tree, fully bracketed."""
+    text = {(i, i + 1): leaf for i, leaf in enumerate(leaves)}
+    for tool, start, split, end in tree:
+        symbol = {token: symbol for symbol, token in SYMBOL.items()}[tool]
+        text[start, end] = f"({text[start, split]}{symbol}{text[split, end]})"
+    return text[0, len(leaves)]
+
+
+@given(expressions)
+def test_what_is_written_from_a_tree_is_read_as_that_tree(text):
+    expression = parse(text)
+    assert parse(written(expression.tree, expression.leaves)) == expression
+
+
+@given(st.text(max_size=30) | st.text("0123456789*+-() a٣²\n", max_size=30) | st.binary(max_size=30).map(repr))
+def test_garbage_is_read_as_python_reads_it_or_refused(text):
+    refused = ""
+    try:
+        leaves, tree = parse(text)
+    except ValueError as error:
+        refused = str(error)
+    if refused:
+        assert refused.startswith("expression ")
+        assert "\n" not in refused
+    elif not any(leaf.isalpha() for leaf in leaves):
+        assert evaluate(tree, [int(leaf) for leaf in leaves]) == eval(text.strip())
+
+
 @st.composite
 def bracketed(draw, start=0, depth=0):
     """A fully bracketed expression, the end of its tape, and its operators in post-order."""

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from toolagent_pl import Problems
@@ -42,6 +44,29 @@ def test_ranks_share_the_batches_of_one(ranks):
     parts = [list(stream(rank=rank, ranks=ranks)) for rank in range(ranks)]
     for whole, *shared in zip(stream(), *parts, strict=True):
         assert_same(whole, joined(shared))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    ranks=st.integers(1, 4),
+    share=st.integers(1, 5),
+    batches=st.integers(1, 4),
+    position=st.integers(0, 2**31),
+    mixture=st.lists(st.floats(0.01, 1), min_size=3, max_size=3),
+)
+def test_a_problem_is_a_function_of_seed_and_number(seed, ranks, share, batches, position, mixture):
+    size = ranks * share
+    parts = []
+    for rank in range(ranks):
+        part = stream(seed=seed, batch_size=size, batches=batches, rank=rank, ranks=ranks)
+        part.mixture = mixture
+        parts += [part.batch(position + k) for k in range(batches)]
+    problems = joined(parts)
+    assert sorted(problems.number.tolist()) == list(range(position * size, (position + batches) * size))
+    for row, number in enumerate(problems.number.tolist()):
+        alone = stream(seed=seed, batch_size=1, batches=1)
+        alone.mixture = mixture
+        assert_same(alone.batch(number), problems.select(slice(row, row + 1)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 36])

@@ -18,6 +18,7 @@ from toolagent_pl.tokens import PADDING, Token
 
 OPERANDS = 5  # a, b, c, d, e; the later ones are not used by the earlier stages
 LAST_STAGE = 2
+MOST_STEPS = 18  # an operand can be used again and again: they lead to 9 ** 19, the last power of 9 in int64
 _GRADED = {
     STAGES["T0"]: [Token.MUL, Token.ANS],
     STAGES["T1"]: [Token.MUL, Token.ADD, Token.ANS],
@@ -61,10 +62,15 @@ class TutorialMachine(RegisterMachine):
 
     Args:
         max_steps: Actions after which an episode ends unanswered; None for no limit.
+
+    Raises:
+        ValueError: If ``max_steps`` is not positive, or lets a value leave 64 bits.
     """
 
     def __init__(self, max_steps: int | None = 7) -> None:
         super().__init__(max_steps)
+        if max_steps is not None and max_steps > MOST_STEPS:
+            raise ValueError(f"model.machine.max_steps: got {max_steps}, expected at most {MOST_STEPS} on this machine")
 
     def start(self, problems: Problems) -> RegisterState:
         """Empty accumulator, nothing stored."""
