@@ -156,6 +156,7 @@ class LogConfig(SaveConfigCallback):
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):  # it shows hyper-parameters beside a metric, or not at all
+                # Again when a run goes on: it may have been killed before the file was written.
                 logger.log_hyperparams(flat, {SOLVED: 0.0} if stage == "fit" else None)
             else:
                 logger.log_hyperparams(flat)
@@ -245,7 +246,8 @@ class ToolAgentCLI(LightningCLI):
         if not os.path.isfile(path):
             self.parser.error(f"ckpt_path: got {path}, expected a file that exists")
         try:
-            check_origin(read_header(path))
+            self.checkpoint = read_header(path)
+            check_origin(self.checkpoint)
         except ValueError as error:
             self.parser.error(str(error), error)
 
@@ -285,7 +287,7 @@ class ToolAgentCLI(LightningCLI):
         """A new log directory, or that of the run to go on with."""
         resumed = Path(self.config_init[self.subcommand].ckpt_path or "")
         if self.subcommand == "fit" and resumed.parent.parent.parent.resolve() == (root / LOG_NAME).resolve():
-            step = read_header(resumed)["global_step"]
+            step = self.checkpoint["global_step"]
             # What was logged after the checkpoint is logged again: TensorBoard drops the old points.
             return TensorBoardLogger(
                 root, LOG_NAME, version=resumed.parent.parent.name, default_hp_metric=False, purge_step=step
