@@ -173,12 +173,12 @@ def _tree(rng: random.Random, tree: Any, value: Callable[[random.Random], Any]) 
         node, key = nodes[min(rng.randrange(len(nodes)), rng.randrange(len(nodes)))]
         edit = rng.randrange(6)
         if edit < 3:
-            node[key] = value(rng)
+            node[key] = copy.deepcopy(value(rng))  # else later edits would change the constants it is made of
         elif edit == 3:
             del node[key]
         elif edit == 4 and isinstance(node, dict):
             new = ["class_path", "init_args", "dict_kwargs", f"{key}s", "x.y", "config", "ckpt_path"]
-            node[rng.choice(new)] = value(rng)
+            node[rng.choice(new)] = copy.deepcopy(value(rng))
         else:
             other, other_key = rng.choice(nodes)
             node[key], other[other_key] = copy.deepcopy(other[other_key]), copy.deepcopy(node[key])
@@ -370,8 +370,9 @@ def prepare(directory: Path) -> Sources:
     return Sources([*((ROOT / "configs" / name).read_bytes() for name in names), extra], checkpoint)
 
 
-def _work(pipe: Connection) -> None:
+def _work(pipe: Connection, parents_end: Connection) -> None:
     """A worker: judges what comes, in a directory of its own."""
+    parents_end.close()  # else it would never notice that the parent is gone
     torch.set_num_threads(1)
     ToolAgentCLI.after_fit = lambda _: None  # type: ignore[method-assign]  # the test of all problems takes its time
     sink = os.open(os.devnull, os.O_WRONLY)
@@ -388,7 +389,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self.pipe, other = multiprocessing.Pipe()
-        self.process = multiprocessing.get_context("fork").Process(target=_work, args=(other,))
+        self.process = multiprocessing.get_context("fork").Process(target=_work, args=(other, self.pipe))
         self.process.start()
         other.close()
         self.case: Case | None = None
