@@ -115,7 +115,7 @@ def _bare(batch: int, updates: int) -> Result:
     from benchmarks.bare import BareLoop
     from benchmarks.stopwatch import Reading
     from toolagent_pl.callbacks.agreement import checksum
-    from toolagent_pl.memory import keep_freed_memory
+    from toolagent_pl.process import keep_freed_memory
 
     keep_freed_memory()  # as the command line does
     loop = BareLoop(batch)

@@ -23,9 +23,9 @@ from toolagent_pl.learning.algorithms import TutorialA2C
 from toolagent_pl.learning.rollout import Rollout, rollout
 from toolagent_pl.machines import Machine, TutorialMachine, execute
 from toolagent_pl.machines.rewards import TutorialReward
-from toolagent_pl.memory import keep_freed_memory
 from toolagent_pl.problems import Ladder, Problems
 from toolagent_pl.problems.stream import ProblemStream
+from toolagent_pl.process import keep_freed_memory
 from toolagent_pl.tokens import Token
 
 
