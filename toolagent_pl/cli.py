@@ -40,7 +40,7 @@ from toolagent_pl.machines import Machine
 from toolagent_pl.machines.rewards import Reward
 from toolagent_pl.module import ToolAgent, check_origin
 from toolagent_pl.problems.datamodule import ProblemDataModule
-from toolagent_pl.process import keep_freed_memory, use_threads
+from toolagent_pl.process import keep_freed_memory, threads_for
 from toolagent_pl.ranks import ending_with_parent, wait_for_ranks
 from toolagent_pl.report import print_report
 from toolagent_pl.torchrun import check_restarts, meet_again
@@ -300,12 +300,13 @@ class ToolAgentCLI(LightningCLI):
         try:
             # Before anything is written, or any other rank is started.
             data.check_split(self.trainer.world_size)
-            use_threads((data.batch_size if subcommand == "fit" else data.eval_batch_size) // self.trainer.world_size)
             guard_restoring(self.trainer)
             self._get(self.config_init, "curriculum").check_ladder(data.ladder.names)
             check_restarts()
             meet_again(self.trainer.strategy)
-            super()._run_subcommand(subcommand)
+            batch = data.batch_size // self.trainer.world_size if subcommand == "fit" else data.eval_batch_size
+            with threads_for(batch):
+                super()._run_subcommand(subcommand)
             failed = False
         except (NonFiniteError, CheckpointError) as error:
             sys.exit(f"error: {one_line(str(error))}")

@@ -3,10 +3,13 @@
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-PROBLEMS_PER_THREAD = 512  # of a batch
+PROBLEMS_PER_THREAD = 1024  # of a batch
+_MOST_THREADS = torch.get_num_threads()
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
@@ -26,12 +29,18 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def use_threads(batch: int) -> None:
-    """Compute with as many threads as a batch of problems keeps busy, at most as many as PyTorch would take.
+@contextmanager
+def threads_for(batch: int) -> Iterator[None]:
+    """Within it, compute with as many threads as a batch of problems keeps busy, or PyTorch would take if that is less.
 
     Threads of OpenMP wait for each other by spinning. One too many gains nothing, and beside other work on the machine,
     which takes the processor from one while the others spin, a run with it takes ten times as long. Whoever sets
     OMP_NUM_THREADS decides alone.
     """
+    before = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, batch // PROBLEMS_PER_THREAD)))
+        torch.set_num_threads(min(_MOST_THREADS, max(1, batch // PROBLEMS_PER_THREAD)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
+from toolagent_pl.process import threads_for
 
 
 class StopWhenSolved(Callback):
@@ -30,7 +31,7 @@ class StopWhenSolved(Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, not declared
         assert isinstance(data, ProblemDataModule)
-        with torch.no_grad():
+        with torch.no_grad(), threads_for(data.eval_batch_size):
             pl_module.eval()
             for problems in data.test_dataloader():
                 if not bool(pl_module.evaluate(problems).correct.all()):
