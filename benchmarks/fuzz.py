@@ -41,7 +41,6 @@ from toolagent_pl.cli import main as run_command
 SENTINEL = "sentinel"  # a file that foreign code would leave behind
 SHARES = {"config": 2, "checkpoint": 2, "expression": 6}
 CASES_OF_A_WORKER = 500  # then it is replaced by a fresh one
-LAST_CHANCE = 4
 FINDING = "FINDING"
 # The smallest run with everything in it.
 RUN = ["--trainer.accelerator=cpu", "--data.stages=[T0]", "--curriculum.stages=[0]", "--data.batch_size=8"]
@@ -394,11 +393,11 @@ class _Worker:
         self.process.start()
         other.close()
         self.case: Case | None = None
-        self.since = self.patience = 0.0
+        self.since = 0.0
         self.done = 0
 
-    def begin(self, case: Case, patience: float) -> None:
-        self.case, self.since, self.patience = case, time.monotonic(), patience
+    def begin(self, case: Case) -> None:
+        self.case, self.since = case, time.monotonic()
         self.pipe.send(case)
 
     def end(self, kill: bool = False) -> None:
@@ -418,23 +417,20 @@ def fuzz(todo: Iterator[Case], workers: int, patience: float) -> Iterator[tuple[
     Args:
         todo: The cases.
         workers: How many at a time.
-        patience: Seconds until a case seems to hang. It is tried once more, for longer: a busy machine may stall.
+        patience: Seconds until a case counts as hung.
     """
     crew: list[_Worker] = []
-    again: list[Case] = []
     exhausted = False
-    while not exhausted or crew or again:
-        while (not exhausted or again) and len(crew) < workers:
+    while not exhausted or crew:
+        while not exhausted and len(crew) < workers:
             crew.append(_Worker())
         for worker in [worker for worker in crew if worker.case is None]:
-            if again:
-                worker.begin(again.pop(), LAST_CHANCE * patience)
-            elif (case := next(todo, None)) is None:
+            if (case := next(todo, None)) is None:
                 exhausted = True
                 worker.end()
                 crew.remove(worker)
             else:
-                worker.begin(case, patience)
+                worker.begin(case)
         for worker in list(crew):
             assert worker.case is not None
             verdict = None
@@ -444,13 +440,8 @@ def fuzz(todo: Iterator[Case], workers: int, patience: float) -> Iterator[tuple[
                 except EOFError:
                     worker.process.join()
                     verdict = Verdict(FINDING, f"the process crashed with status {worker.process.exitcode}")
-            elif time.monotonic() - worker.since > worker.patience:
-                if worker.patience == patience:
-                    again.append(worker.case)
-                    worker.end(kill=True)
-                    crew.remove(worker)
-                else:
-                    verdict = Verdict(FINDING, f"hung for {worker.patience:g} s")
+            elif time.monotonic() - worker.since > patience:
+                verdict = Verdict(FINDING, f"hung for {patience:g} s")
             if verdict is not None:
                 yield worker.case, verdict
                 worker.case, worker.done = None, worker.done + 1
@@ -520,7 +511,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="other inputs")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument(
-        "--patience", type=float, default=15.0, help="seconds until an input is tried again, for longer"
+        "--patience", type=float, default=15.0, help="seconds after which an input has hung the program"
     )
     parser.add_argument("--findings", type=Path, default=Path("findings"), help="where to keep the inputs of findings")
     parser.add_argument("--output", type=Path, help="JSON to write")
