@@ -8,7 +8,6 @@ one of two processes is killed each time, and the other must not stay.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -28,7 +27,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.environment import child_environment, environment, headline
+from benchmarks.environment import child_environment, environment, headline, write_json
 from benchmarks.environment import console as wide_console
 
 EVERY_N_STEPS = 7
@@ -364,8 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             document = {**facts, "seed": options.seed, "ranks": options.ranks, "runs": number}
             document |= {"seconds": time.monotonic() - start, **_summary(attempts, wrong)}
             document["attempts"] = [attempt._asdict() for attempt in attempts]
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(document, indent=1) + "\n")
+            write_json(options.output, document)
     console.print(_table(document))
     for line in wrong:
         console.print(f"wrong: {line}", style="red", markup=False)

@@ -22,7 +22,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import box
 from rich.table import Table
 
-from benchmarks.environment import child_environment, console, environment, headline, wait_until_quiet
+from benchmarks.environment import child_environment, console, environment, headline, wait_until_quiet, write_json
+from benchmarks.fit_options import seeds_parser
 
 RESULT = "saves.json"
 LARGEST_SHARE = 0.03
@@ -76,23 +77,21 @@ class Run(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, and write; returns the exit status, 0 if the median share is small enough."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    split = arguments.index("--") if "--" in arguments else len(arguments)
-    options, fit_options = _parser().parse_args(arguments[:split]), arguments[split + 1 :]
+    options = _parser().parse_args(arguments)
     shown = console()
     facts = environment()
     shown.print(headline(facts))
     runs = []
     for seed in options.seeds:
         wait_until_quiet(time.monotonic() + options.patience)
-        runs.append(measure(seed, fit_options))
+        runs.append(measure(seed, options.fit_options))
     share = statistics.median(run.share for run in runs)
     shown.print(_table(runs))
     shown.print(f"Checkpoints take {share:.2%} of the command, wanted less than {LARGEST_SHARE:.0%}.")
     if options.output:
         shares = {"share": share, "share_of_training": statistics.median(run.share_of_training for run in runs)}
-        document = {**facts, "fit_options": fit_options, **shares, "runs": [run._asdict() for run in runs]}
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+        document = {**facts, "fit_options": options.fit_options, **shares, "runs": [run._asdict() for run in runs]}
+        write_json(options.output, document)
         shown.print(f"written to {options.output}")
     return 0 if share < LARGEST_SHARE else 1
 
@@ -132,14 +131,7 @@ def _table(runs: Sequence[Run]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-        usage="%(prog)s [options] [-- options of fit]",
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds to run with")
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for quiet before a run")
+    parser = seeds_parser(__doc__, 5)
     parser.add_argument("--output", type=Path, help="JSON to write")
     return parser
 

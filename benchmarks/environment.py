@@ -1,5 +1,6 @@
 """What a benchmark ran on, as it goes into the JSON beside the numbers."""
 
+import json
 import os
 import platform
 import subprocess
@@ -116,3 +117,9 @@ def _commit() -> str:
 def console() -> Console:
     """Where to print, wide enough for the tables even where no terminal says how wide it is."""
     return Console(highlight=False, soft_wrap=True, width=max(Console().width, TABLE_WIDTH))
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write what was measured; a benchmark that may be interrupted does so again and again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")

@@ -33,7 +33,7 @@ from lightning.pytorch import Trainer
 from rich import box
 from rich.table import Table
 
-from benchmarks.environment import ROOT, console, environment, headline
+from benchmarks.environment import ROOT, console, environment, headline, write_json
 from toolagent_pl import Problems
 from toolagent_pl.cli import ToolAgentCLI
 from toolagent_pl.cli import main as run_command
@@ -483,7 +483,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output:
         outcomes = {kind: {o: n for (k, o), n in counts.items() if k == kind} for kind in SHARES}
         document = {**facts, "seed": options.seed, "outcomes": outcomes, "seconds": seconds, "findings": findings}
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+        write_json(options.output, document)
         shown.print(f"written to {options.output}")
     return 1 if findings else 0
 

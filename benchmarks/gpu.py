@@ -7,7 +7,6 @@ both, and trains with the command line. With ``--device cpu`` all of it can be t
 
 import argparse
 import copy
-import json
 import os
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from benchmarks.check import EPISODES, TOLERANCE, TOOL_BIAS
 from benchmarks.contestants.contestant import ACTIONS, OPERANDS, VOCABULARY, flop_per_token, initial_weights
 from benchmarks.contestants.this_project import ThisProject, given_episodes
 from benchmarks.environment import console as wide_console
-from benchmarks.environment import environment, headline
+from benchmarks.environment import environment, headline, write_json
 from benchmarks.throughput import positive
 from toolagent_pl.learning.rollout import MAX_HORIZON, rollout
 from toolagent_pl.machines import CalculatorMachine, TutorialMachine, execute
@@ -428,8 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     small = options.device.type == "cpu"
     options.batch = options.batch or ([64, 256] if small else [4**i for i in range(5, 11)])
     document = facts | {"d": D, "flop_per_token": flop_per_token(D), **measure(console, options)}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(options.output, document)
     console.print(f"written to {options.output}")
     return 0
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich import box
 from rich.table import Table
 
-from benchmarks.environment import available_cpus, environment, headline, warn_of_others
+from benchmarks.environment import available_cpus, environment, headline, warn_of_others, write_json
 from benchmarks.environment import console as wide_console
 from benchmarks.measure import MeasurementError, in_process, undisturbed, use_cpus
 from benchmarks.throughput import positive
@@ -74,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         for name in LOOPS
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(options.output, document)
     console.print(f"written to {options.output}")
     return 0 if same else 1
 

@@ -4,7 +4,6 @@ Run ``python -m benchmarks.scaling``. It writes JSON and, where matplotlib is in
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contestants.contestant import flop_per_token
-from benchmarks.environment import available_cpus, environment, headline, warn_of_others
+from benchmarks.environment import available_cpus, environment, headline, warn_of_others, write_json
 from benchmarks.environment import console as wide_console
 from benchmarks.measure import GEMMS, MeasurementError, Work, fastest_gemm, measured
 from benchmarks.throughput import OURS, STAGES, Row, positive, summary
@@ -42,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warn_of_others(console, [share for row in rows for share in row["others"]])
     settings = {key: value for key, value in vars(options).items() if key not in ("output", "plot")}
     document = {**facts, "settings": settings, "gemm_gflops": gflops, "results": rows}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(options.output, document)
     console.print(f"written to {options.output}")
     if options.plot:
         _plot(console, options, document)

@@ -5,7 +5,6 @@ it never solves all stages, and never stops by itself. What follows ``--`` is ha
 """
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -23,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich import box
 from rich.table import Table
 
-from benchmarks.environment import child_environment, console, environment, headline
+from benchmarks.environment import child_environment, console, environment, headline, write_json
+from benchmarks.fit_options import fit_parser
 
 ENDLESS = ["--curriculum.stages=[0]", "--trainer.max_epochs=-1"]
 MOST_GROWTH = 0.05  # of memory
@@ -56,16 +56,14 @@ class Summary(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, and write; returns the exit status, 0 if nothing grew."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    split = arguments.index("--") if "--" in arguments else len(arguments)
-    options, fit_options = _parser().parse_args(arguments[:split]), arguments[split + 1 :]
+    options = _parser().parse_args(arguments)
     if options.minutes * 60 < options.warm_up + 10 * options.every:
         _parser().error(f"--minutes: got {options.minutes:g}, expected more than the warm-up of {options.warm_up:g} s")
     shown = console()
     facts = environment()
     shown.print(headline(facts))
     with tempfile.TemporaryDirectory() as directory:
-        samples, failure = _soak(Path(directory), [*ENDLESS, *fit_options], options.minutes * 60, options.every)
+        samples, failure = _soak(Path(directory), [*ENDLESS, *options.fit_options], options.minutes * 60, options.every)
         written_mb = sum(file.stat().st_size for file in Path(directory).rglob("*") if file.is_file()) / 2**20
     print(file=sys.stderr)
     if failure:
@@ -77,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for fault in faults:
         shown.print(f"[red]{fault}[/]")
     if options.output:
-        document = {**facts, "fit_options": fit_options, "warm_up": options.warm_up, "written_mb": written_mb}
+        document = {**facts, "fit_options": options.fit_options, "warm_up": options.warm_up, "written_mb": written_mb}
         document |= {"summary": summary._asdict(), "faults": faults, "samples": [s._asdict() for s in samples]}
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+        write_json(options.output, document)
         shown.print(f"written to {options.output}")
     return 1 if faults else 0
 
@@ -177,12 +175,7 @@ def _table(summary: Summary, last: Sample, written_mb: float) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-        usage="%(prog)s [options] [-- options of fit]",
-    )
+    parser = fit_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=20.0, help="how long")
     parser.add_argument("--warm-up", type=float, default=120.0, help="seconds at the start that do not count")
     parser.add_argument("--every", type=float, default=3.0, help="seconds between two samples")

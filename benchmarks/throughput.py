@@ -5,7 +5,6 @@ the actions chosen, 6 for each problem.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.contestants import LABELS, reason_to_skip
 from benchmarks.contestants.contestant import ACTIONS, FLOP_FORMULA, flop_per_token
-from benchmarks.environment import available_cpus, environment, headline, warn_of_others
+from benchmarks.environment import available_cpus, environment, headline, warn_of_others, write_json
 from benchmarks.environment import console as wide_console
 from benchmarks.measure import GEMM_SIZE, GEMMS, MeasurementError, Work, fastest_gemm, measured
 
@@ -138,8 +137,7 @@ def _table(rows: list[Row], stage: int) -> Table:
 def _write(path: Path | None, document: dict[str, Any], rows: list[Row]) -> None:
     """Write what there is; called again and again, so that an interrupted run leaves something."""
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**document, "results": rows}, indent=1) + "\n")
+        write_json(path, {**document, "results": rows})
 
 
 def positive(text: str) -> int:

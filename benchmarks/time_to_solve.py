@@ -5,7 +5,6 @@ one after the other, each in an empty directory. What follows ``--`` is handed o
 """
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -29,8 +28,10 @@ from benchmarks.environment import (
     headline,
     wait_until_quiet,
     warn_of_others,
+    write_json,
 )
 from benchmarks.environment import console as wide_console
+from benchmarks.fit_options import seeds_parser
 
 STAGES = ("T0", "T1", "T2")
 LAST_LINES = 5
@@ -38,21 +39,18 @@ LAST_LINES = 5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, and write; returns the exit status, 0 if all runs solved all problems."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    split = arguments.index("--") if "--" in arguments else len(arguments)
-    options, fit_options = _parser().parse_args(arguments[:split]), arguments[split + 1 :]
+    options = _parser().parse_args(arguments)
     console = wide_console()
     facts = environment()
     console.print(headline(facts))
     runs = []
     for seed in options.seeds:
         wait_until_quiet(time.monotonic() + options.patience)
-        runs.append(_run(seed, fit_options))
+        runs.append(_run(seed, options.fit_options))
         failed = f" failed: {runs[-1]['error']}" if runs[-1]["error"] else ""
         console.print(f"seed {seed}: {runs[-1]['seconds']:.2f} s{failed}", markup=False)
-        document = {**facts, "fit_options": fit_options, **_summary(runs), "runs": runs}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+        document = {**facts, "fit_options": options.fit_options, **_summary(runs), "runs": runs}
+        write_json(options.output, document)
     console.print(_table(runs))
     warn_of_others(console, [run["others"] for run in runs])
     console.print(f"written to {options.output}")
@@ -132,14 +130,7 @@ def _table(runs: list[dict[str, Any]]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-        usage="%(prog)s [options] [-- options of fit]",
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="seeds to run with")
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for quiet before a run")
+    parser = seeds_parser(__doc__, 10)
     parser.add_argument("--output", type=Path, default=Path("time_to_solve.json"), help="JSON to write")
     return parser
 
