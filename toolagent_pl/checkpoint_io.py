@@ -101,6 +101,9 @@ def _restore_training_state(trainer: Trainer, restore: Callable[[], None]) -> No
     Raises:
         Exception: If the run could not go on like this.
     """
+    if not trainer.ckpt_path:  # type: ignore[attr-defined]
+        restore()
+        return
     loop: Any = {
         TrainerFn.FITTING: trainer.fit_loop,
         TrainerFn.VALIDATING: trainer.validate_loop,
@@ -111,8 +114,6 @@ def _restore_training_state(trainer: Trainer, restore: Callable[[], None]) -> No
     fresh = copy.deepcopy([one.state_dict() for one in stateful])
     tried = [_after_a_step(optimizer) for optimizer in trainer.optimizers]
     restore()
-    if not trainer.ckpt_path:
-        return
     for one, kind in zip(stateful, fresh, strict=True):
         _check_kind(one.state_dict(), kind, type(one).__name__)
     trainer.fit_loop._combined_loader_states_to_load = []  # nothing that this project loads from has a state

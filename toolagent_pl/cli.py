@@ -331,17 +331,16 @@ class ToolAgentCLI(LightningCLI):
         """Print what comes out of a test on all problems, made here if it was not made to end the run."""
         if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        results = self.solved.results
-        if results is None:
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-            results = self.trainer.callback_metrics
+        proven = self.solved.results or {}
+        if not proven:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)  # logs its results itself
+        results = proven or self.trainer.callback_metrics
         stages = self.model.ladder.stages
         right = sum(float(results[f"test/{stage.name}_accuracy"]) * stage.size for stage in stages)
-        logged = {name: float(value) for name, value in results.items() if name.startswith("test/")}
+        logged = {name: float(value) for name, value in proven.items()}
+        logged[SOLVED] = right / sum(stage.size for stage in stages)
         for logger in self.trainer.loggers:
-            logger.log_metrics(
-                {**logged, SOLVED: right / sum(stage.size for stage in stages)}, self.trainer.global_step
-            )
+            logger.log_metrics(logged, self.trainer.global_step)
         if self.trainer.is_global_zero:
             print_report(self.model, results)
 

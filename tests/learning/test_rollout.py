@@ -165,7 +165,7 @@ def test_steps_after_the_end_are_left_out_and_change_nothing(kind):
     short, log_policy, values, gradients = replayed(agent(kind).double(), past_end=False)
     whole = rollout(agent(kind).double(), MACHINE, problems(40), HORIZON, seed=8, past_end=True)
     assert torch.equal(visible_actions(short), visible_actions(whole))
-    assert len(short.rows) == short.mask.sum() < short.mask.numel()
+    assert len(short.recurrence.replay()) == short.mask.sum() < short.mask.numel()
     network = agent(kind).double()
     whole = rollout(network, MACHINE, problems(40), HORIZON, seed=8, past_end=True)
     whole_log_policy, whole_values = whole.judge(network)

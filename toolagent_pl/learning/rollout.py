@@ -24,7 +24,6 @@ class Rollout(NamedTuple):
         mask: bool ``[T, B]``, whether the episode was still running when the action was chosen.
         states: ``T + 1`` states of the machine, the first of them before any action.
         recurrence: The agent's own states, to be replayed.
-        rows: int64 ``[N]``, the steps that the agent took, as positions in ``[T * B]``; None for all.
     """
 
     problems: Problems
@@ -33,7 +32,6 @@ class Rollout(NamedTuple):
     mask: Tensor
     states: list[MachineState]
     recurrence: Recurrence
-    rows: Tensor | None = None
 
     @property
     def final(self) -> MachineState:
@@ -43,11 +41,11 @@ class Rollout(NamedTuple):
     def judge(self, agent: Agent) -> tuple[Tensor, Tensor]:
         """Log-probabilities ``[T, B, A]`` and values ``[T, B]`` of all steps, with gradients."""
         log_policy, values = agent.judge(self.recurrence.replay())
-        shape = self.tokens.shape
-        if self.rows is not None:
-            steps = self.tokens.numel()
-            log_policy = log_policy.new_zeros(steps, log_policy.shape[1]).index_copy(0, self.rows, log_policy)
-            values = values.new_zeros(steps).index_copy(0, self.rows, values)
+        shape, steps = self.tokens.shape, self.tokens.numel()
+        if len(values) < steps:  # the agent took no steps after the end of an episode
+            taken = self.mask.flatten().nonzero()[:, 0]
+            log_policy = log_policy.new_zeros(steps, log_policy.shape[1]).index_copy(0, taken, log_policy)
+            values = values.new_zeros(steps).index_copy(0, taken, values)
         return log_policy.unflatten(0, shape), values.unflatten(0, shape)
 
 
@@ -73,7 +71,7 @@ def rollout(
     recurrence = agent.begin(agent.encode(problems), horizon)
     with torch.no_grad():
         state = machine.start(problems)
-        states, choices, tokens, rows = [state], [], [], []
+        states, choices, tokens = [state], [], []
         heard = torch.full_like(problems.stage, Token.CTX)
         kept: Tensor | None = None  # of the episodes running before the last step
         running: Tensor | None = None  # episodes, None for all of them
@@ -96,8 +94,6 @@ def rollout(
             states.append(state)
             if not watch:
                 continue
-            first = t * problems.size
-            rows.append(torch.arange(first, first + problems.size) if running is None else running + first)
             done = state.done if running is None else state.done.index_select(0, running)
             kept = (~done).nonzero()[:, 0]
             if not len(kept):
@@ -108,8 +104,7 @@ def rollout(
             heard = heard.index_select(0, kept)
             running = kept if running is None else running.index_select(0, kept)
     mask = ~torch.stack([before.done for before in states[:-1]])
-    taken = None if running is None else torch.cat(rows)
-    return Rollout(problems, torch.stack(choices), torch.stack(tokens), mask, states, recurrence, taken)
+    return Rollout(problems, torch.stack(choices), torch.stack(tokens), mask, states, recurrence)
 
 
 def _spread(values: Tensor, positions: Tensor | None, size: int, blank: int) -> Tensor:
