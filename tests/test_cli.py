@@ -170,6 +170,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_step_and_checkpoint
         "    calls = 0\n"
         "    def __call__(self, *args):\n"
         "        Broken.calls += 1\n"
+        "        open('calls', 'w').write(str(Broken.calls))\n"
         "        return super().__call__(*args) * (float('nan') if Broken.calls == 5 else 1)\n"
     )
     options = ["--data.batch_size=64", "--checkpoint.every_n_train_steps=2", "--model.reward=broken.Broken"]
@@ -183,6 +184,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_step_and_checkpoint
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
     assert "step 4: loss or gradient is not finite" in run.stderr
+    assert (tmp_path / "calls").read_text() == "5"  # at once, and not when it is time to log or to save
     saved = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
     assert str(saved) in run.stderr
     weights = torch.load(saved, weights_only=True)

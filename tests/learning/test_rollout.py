@@ -2,12 +2,18 @@
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch.testing import assert_close
 
 from toolagent_pl import CalculatorMachine, TutorialMachine
 from toolagent_pl.agents import ActorCritic, Agent
+from toolagent_pl.learning.algorithms import TutorialA2C
+from toolagent_pl.learning.losses import tutorial_loss
 from toolagent_pl.learning.rollout import rollout, visible_actions
 from toolagent_pl.machines.machine import execute
+from toolagent_pl.machines.rewards import TutorialReward
+from toolagent_pl.machines.tutorial import tutorial_reward
+from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems import Ladder
 from toolagent_pl.tokens import PADDING, TOOLS, Token
 
@@ -185,3 +191,19 @@ def test_replaying_gives_the_states_that_were_acted_from():
     heard = torch.cat([torch.full((1, 40), Token.CTX), episodes.tokens[:-1]])
     stepped = torch.cat([recurrence.step(token).clone() for token in heard])
     assert_close(episodes.recurrence.replay(), stepped)
+
+
+def test_the_tutorials_loss_gets_the_steps_after_the_end():
+    """It is not masked: they count in it as any other."""
+    torch.manual_seed(0)
+    module = ToolAgent(
+        machine=TutorialMachine(max_steps=6), reward=TutorialReward(), algorithm=TutorialA2C(), agent=ActorCritic
+    )
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    batch = problems(50)
+    episodes = rollout(module.agent, module.machine, batch, 6, module.seed, past_end=True)
+    assert not episodes.mask.all()
+    log_policy, values = episodes.judge(module.agent)
+    reward = tutorial_reward(batch, module.machine.outcome(episodes.final))
+    expected = tutorial_loss(log_policy, values, episodes.choices, reward, value_weight=0.5, entropy_weight=0.01)
+    assert_close(module.training_step(batch, 0), expected.loss)
