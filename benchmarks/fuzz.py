@@ -70,6 +70,9 @@ class Verdict(NamedTuple):
     detail: str
 
 
+Judge = Callable[[Case], Verdict]
+
+
 class Sources(NamedTuple):
     """What the cases are made from."""
 
@@ -370,9 +373,8 @@ def prepare(directory: Path) -> Sources:
     return Sources([*((ROOT / "configs" / name).read_bytes() for name in names), extra], checkpoint)
 
 
-def _work(pipe: Connection, parents_end: Connection) -> None:
+def _work(pipe: Connection, judge: Judge) -> None:
     """A worker: judges what comes, in a directory of its own."""
-    parents_end.close()  # else it would never notice that the parent is gone
     torch.set_num_threads(1)
     ToolAgentCLI.after_fit = lambda _: None  # type: ignore[method-assign]  # the test of all problems takes its time
     sink = os.open(os.devnull, os.O_WRONLY)
@@ -387,9 +389,12 @@ def _work(pipe: Connection, parents_end: Connection) -> None:
 class _Worker:
     """A child process, and what it is doing."""
 
-    def __init__(self) -> None:
+    def __init__(self, judge: Judge) -> None:
         self.pipe, other = multiprocessing.Pipe()
-        self.process = multiprocessing.get_context("fork").Process(target=_work, args=(other, self.pipe))
+        # A fork of this process would crash or hang if OpenMP has threads here; the server never computes anything.
+        forkserver = multiprocessing.get_context("forkserver")
+        forkserver.set_forkserver_preload(["benchmarks.fuzz"])
+        self.process = forkserver.Process(target=_work, args=(other, judge))
         self.process.start()
         other.close()
         self.case: Case | None = None
@@ -411,19 +416,20 @@ class _Worker:
         self.pipe.close()
 
 
-def fuzz(todo: Iterator[Case], workers: int, patience: float) -> Iterator[tuple[Case, Verdict]]:
+def fuzz(todo: Iterator[Case], workers: int, patience: float, judge: Judge = judge) -> Iterator[tuple[Case, Verdict]]:
     """Judge all cases in child processes, so that a hang or a crash is a verdict too.
 
     Args:
         todo: The cases.
         workers: How many at a time.
         patience: Seconds until a case counts as hung.
+        judge: A function that a child process can import.
     """
     crew: list[_Worker] = []
     exhausted = False
     while not exhausted or crew:
         while not exhausted and len(crew) < workers:
-            crew.append(_Worker())
+            crew.append(_Worker(judge))
         for worker in [worker for worker in crew if worker.case is None]:
             if (case := next(todo, None)) is None:
                 exhausted = True

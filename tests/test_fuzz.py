@@ -47,10 +47,9 @@ def misbehave(case: Case) -> Verdict:
     return Verdict("taken", "")
 
 
-def test_crashes_and_hangs_are_findings_and_the_others_go_on(monkeypatch):
-    monkeypatch.setattr(fuzz, "judge", misbehave)
+def test_crashes_and_hangs_are_findings_and_the_others_go_on():
     cases = iter([Case("expression", number, b"") for number in range(5)])
-    found = {case.number: verdict for case, verdict in fuzz.fuzz(cases, workers=2, patience=1)}
+    found = {case.number: verdict for case, verdict in fuzz.fuzz(cases, 2, patience=5, judge=misbehave)}
     assert {number for number, verdict in found.items() if verdict.outcome == FINDING} == {1, 2}
     assert "crashed with status -6" in found[1].detail
     assert "hung" in found[2].detail
