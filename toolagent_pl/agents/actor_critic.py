@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from toolagent_pl.agents.agent import Agent, Recurrence
 from toolagent_pl.agents.gru import RecordedGRU
+from toolagent_pl.agents.kernels import choose, kernels_for
 from toolagent_pl.problems import Problems
 from toolagent_pl.tokens import STAGED_VOCABULARY, TOOL_NAMES, Token
 
@@ -55,8 +56,12 @@ class ActorCritic(Agent):
 
     def encode(self, problems: Problems) -> Tensor:
         """State of the GRU before the first token, ``[B, d]``."""
+        tokens = problems.observation
         # Padding is not read, so that company in the batch does not matter.
-        mean = F.embedding_bag(problems.observation, self.embedding.weight, mode="mean", padding_idx=Token.EOS)
+        read = (tokens != Token.EOS).to(self.embedding.weight.dtype)
+        # How often each token is there, times the embedding: a product instead of many look-ups and additions.
+        counts = read.new_zeros(problems.size, STAGED_VOCABULARY).scatter_add_(1, tokens, read)  # [B, V]
+        mean = (counts / read.sum(1, keepdim=True)) @ self.embedding.weight
         if self.context == "batch":
             mean = mean.mean(0, keepdim=True)
         return torch.tanh(mean + self.stage_embedding(problems.stage))
@@ -64,6 +69,12 @@ class ActorCritic(Agent):
     def begin(self, hidden: Tensor, horizon: int) -> Recurrence:
         """A GRU that need not be run again to learn."""
         return RecordedGRU(self.embedding, self.gru, hidden, horizon)
+
+    def choose(self, hidden: Tensor, noise: Tensor | None) -> Tensor:
+        """An action for each row, int64 ``[K]``."""
+        kernels = kernels_for(hidden, self.policy.weight)
+        choice = choose(kernels, hidden, self.policy, self.actions, noise) if kernels else None
+        return super().choose(hidden, noise) if choice is None else choice
 
     def log_policy(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the allowed actions, float32 ``[..., A]``."""

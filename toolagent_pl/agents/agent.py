@@ -66,6 +66,19 @@ class Agent(nn.Module, ABC):
     def log_policy(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of ``actions``, float32 ``[..., A]``."""
 
+    def choose(self, hidden: Tensor, noise: Tensor | None) -> Tensor:
+        """An action for each row, int64 ``[K]``, as positions in ``actions``.
+
+        Args:
+            hidden: ``[K, d]``.
+            noise: float32 ``[K]``, between 0 and 1, what to draw with; None for the likeliest action.
+        """
+        log_policy = self.log_policy(hidden)
+        if noise is None:
+            return log_policy.contiguous().argmax(1)
+        # Inverse transform sampling: how many cumulated probabilities lie below the noise.
+        return (log_policy.exp_().contiguous().cumsum(1)[:, :-1] < noise[:, None]).sum(1)
+
     def flop_per_token(self) -> int:
         """FLOP that training on one action takes at least: 6 for each weight that is multiplied with."""
         return 6 * sum(

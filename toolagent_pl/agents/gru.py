@@ -9,11 +9,14 @@ the reset gate applied after the matrix product, as in ``torch.nn.GRU``:
 where i is what the token heard contributes and h_r, h_z, h_n = W h.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolagent_pl.agents.agent import Recurrence
+from toolagent_pl.agents.kernels import CompiledCell, kernels_for
 
 _MINUS_ONE = torch.tensor(-1.0)
 
@@ -30,23 +33,124 @@ def gate_table(embedding: nn.Embedding, gru: nn.GRU) -> Tensor:
     return torch.cat([new, reset + bias_reset, update + bias_update, bias_new.expand_as(new)], 1)
 
 
-def gru_step(gates: Tensor, hidden: Tensor, weight: Tensor, out: Tensor) -> None:
-    """One step, in place.
+class Cell(Protocol):
+    """Takes steps, and knows the gradients of those taken. It may keep weights in a form of its own."""
+
+    def step(
+        self, heard: Tensor, kept: Tensor | None, last: Tensor, gates: Tensor, before: Tensor, after: Tensor
+    ) -> None:
+        """One step of ``K`` rows.
+
+        Args:
+            heard: int64 ``[K]``, tokens.
+            kept: int64 ``[K]``, rows of ``last`` that go on; None for all of them.
+            last: ``[L, d]``.
+            gates: ``[K, 4d]``; the values of n, r, z, h_n on return.
+            before, after: ``[K, d]``; the states that each row goes on from, and gets to, on return.
+        """
+
+    def backward(
+        self,
+        output: Tensor,
+        steps: list[tuple[int, Tensor | None]],
+        batch: int,
+        heard: Tensor,
+        gates: Tensor,
+        before: Tensor,
+        after: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Back-propagation through time. The rows of all steps come one after the other, ``[N]``.
+
+        With ``D`` the gradient of (i_n, r, z, h_n) before their activations and ``f`` that of a step's state:
+            D_i_n = f (1 - z) (1 - n^2),  D_z = f (1 - z) z (h - n),  D_h_n = D_i_n r,  D_r = D_i_n h_n r (1 - r)
+        and ``z (h - n) = h' - n``; ``f z + (D_r, D_z, D_h_n) W`` is what the step before gets.
+
+        Args:
+            output: ``[N, d]``, gradient of ``after``.
+            steps: For each step how many rows it has, and ``kept``.
+            batch: Rows before the first step.
+            heard, gates, before, after: Of all steps. The gates are overwritten.
+
+        Returns:
+            Gradients of the initial state ``[batch, d]``, the table ``[V, 4d]`` and the weight ``[3d, d]``.
+        """
+
+
+class PlainCell:
+    """A GRU by operations of PyTorch: for every device and precision.
 
     Args:
-        gates: ``[B, 4d]``; rows of the gate table on entry, with i_n doubled; the values of n, r, z, h_n on return.
-        hidden: ``[B, d]``.
-        weight: ``[d, 3d]``, the recurrent weights of r, z, h_n, transposed; may be of lower precision.
-        out: ``[B, d]``, the next hidden state on return.
+        table: ``[V, 4d]``.
+        weight: ``[3d, d]``.
+        precision: Of the matrix products.
     """
-    d = hidden.shape[1]
-    _add_product(gates[:, d:], hidden, weight)
-    new, reset, update, new_hidden = gates.chunk(4, 1)
-    gates[:, d : 3 * d].sigmoid_()
-    # tanh(x) = 2 sigmoid(2x) - 1: PyTorch's sigmoid is several times as fast on a CPU as its tanh.
-    new.addcmul_(reset, new_hidden, value=2).sigmoid_()
-    torch.add(_MINUS_ONE, new, alpha=2, out=new)
-    torch.lerp(new, hidden, update, out=out)
+
+    def __init__(self, table: Tensor, weight: Tensor, precision: torch.dtype) -> None:
+        self._rows = table.detach().to(weight.dtype, copy=True)
+        self._rows[:, : weight.shape[1]] *= 2  # for tanh(x) = 2 sigmoid(2x) - 1
+        self._weight = weight.detach().T.to(precision).contiguous()  # [d, 3d]
+
+    def step(
+        self, heard: Tensor, kept: Tensor | None, last: Tensor, gates: Tensor, before: Tensor, after: Tensor
+    ) -> None:
+        """One step."""
+        d = last.shape[1]
+        if kept is None:
+            before.copy_(last)
+        else:
+            torch.index_select(last, 0, kept, out=before)
+        torch.index_select(self._rows, 0, heard, out=gates)
+        _add_product(gates[:, d:], before, self._weight)
+        new, reset, update, new_hidden = gates.chunk(4, 1)
+        gates[:, d : 3 * d].sigmoid_()
+        # PyTorch's sigmoid is several times as fast on a CPU as its tanh.
+        new.addcmul_(reset, new_hidden, value=2).sigmoid_()
+        torch.add(_MINUS_ONE, new, alpha=2, out=new)
+        torch.lerp(new, before, update, out=after)
+
+    def backward(
+        self,
+        output: Tensor,
+        steps: list[tuple[int, Tensor | None]],
+        batch: int,
+        heard: Tensor,
+        gates: Tensor,
+        before: Tensor,
+        after: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Back-propagation through time.
+
+        The gradients take the places of the gates, whose memory is at hand; D_r and D_h_n change places, so that
+        each can be made from what is still there.
+        """
+        d = output.shape[1]
+        weight_reset, weight_update, weight_new = self._weight.T.chunk(3)
+        weight = torch.cat([weight_new, weight_update, weight_reset])  # [3d, d]
+        flow = None  # f
+        end = len(output)
+        for t in reversed(range(len(steps))):
+            count, kept = steps[t]
+            rows, end = slice(end - count, end), end - count
+            flow = output[rows].clone() if flow is None else flow.add_(output[rows])
+            new, reset, update, new_hidden = gates[rows].chunk(4, 1)
+            carried = flow * update
+            slope = flow.sub_(carried)  # f (1 - z)
+            torch.sub(after[rows], new, out=update).mul_(slope)
+            torch.ops.aten.tanh_backward.grad_input(slope, new, grad_input=new)
+            new_hidden.mul_(new)
+            torch.ops.aten.sigmoid_backward.grad_input(new_hidden, reset, grad_input=new_hidden)
+            reset.mul_(new)
+            _add_product(carried, gates[rows, d:], weight)
+            flow = carried
+            if kept is not None:  # nothing comes back from where an episode has ended
+                length = steps[t - 1][0] if t else batch
+                flow = flow.new_zeros(length, d).index_copy_(0, kept, carried)
+        assert flow is not None
+        product = self._weight.dtype
+        d_weight = gates[:, d:].T.to(product) @ before.to(product)
+        new, new_hidden, update, reset = _sum_by_token(gates, heard, len(self._rows)).chunk(4, 1)
+        d_table = torch.cat([new, reset, update, new_hidden], 1)
+        return flow, d_table, torch.cat(d_weight.to(gates.dtype).chunk(3)[::-1])
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -61,63 +165,17 @@ class _Sequence(torch.autograd.Function):
     """Hands out recorded states of a GRU, and knows their gradient."""
 
     @staticmethod
-    def forward(ctx, initial, table, weight, steps, heard, gates, before, after, weight_step):  # type: ignore[no-untyped-def]
-        """Nothing to compute: the states are recorded. The rows of all steps come one after the other, ``[N]``.
-
-        Args:
-            initial: ``[B, d]``.
-            table: ``[V, 4d]``.
-            weight: ``[3d, d]``.
-            steps: For each step how many rows it has, and which of those before they go on from (None for all).
-            heard: int64 ``[N]``.
-            gates: ``[N, 4d]``, the values of n, r, z, h_n.
-            before, after: ``[N, d]``, the states that each row goes on from, and gets to.
-            weight_step: ``weight`` transposed, in the precision of the matrix products.
-        """
-        ctx.save_for_backward(heard, gates, before, after, weight_step)
-        ctx.vocabulary, ctx.batch, ctx.steps = table.shape[0], initial.shape[0], steps
+    def forward(ctx, initial, table, weight, cell, steps, heard, gates, before, after):  # type: ignore[no-untyped-def]
+        """Nothing to compute: the states are recorded."""
+        ctx.save_for_backward(heard, gates, before, after)
+        ctx.cell, ctx.steps, ctx.batch = cell, steps, len(initial)
         return after
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, output):  # type: ignore[no-untyped-def]
-        """Back-propagation through time.
-
-        With ``D`` the gradient of (i_n, r, z, h_n) before their activations and ``f`` that of a step's state:
-            D_i_n = f (1 - z) (1 - n^2),  D_z = f (1 - z) z (h - n),  D_h_n = D_i_n r,  D_r = D_i_n h_n r (1 - r)
-        and ``z (h - n) = h' - n``. They take the places of the gates, whose memory is at hand; D_r and D_h_n
-        change places, so that each can be made from what is still there.
-        """
-        heard, gates, before, after, weight_step = ctx.saved_tensors
-        d = output.shape[1]
-        weight_reset, weight_update, weight_new = weight_step.T.chunk(3)
-        weight = torch.cat([weight_new, weight_update, weight_reset])  # [3d, d]
-        flow = None  # f
-        end = len(output)
-        for t in reversed(range(len(ctx.steps))):
-            count, kept = ctx.steps[t]
-            rows, end = slice(end - count, end), end - count
-            flow = output[rows].clone() if flow is None else flow.add_(output[rows])
-            new, reset, update, new_hidden = gates[rows].chunk(4, 1)
-            carried = flow * update
-            slope = flow.sub_(carried)  # f (1 - z)
-            torch.sub(after[rows], new, out=update).mul_(slope)
-            torch.ops.aten.tanh_backward.grad_input(slope, new, grad_input=new)
-            new_hidden.mul_(new)
-            torch.ops.aten.sigmoid_backward.grad_input(new_hidden, reset, grad_input=new_hidden)
-            reset.mul_(new)
-            _add_product(carried, gates[rows, d:], weight)
-            flow = carried
-            if kept is not None:  # nothing comes back from where an episode has ended
-                length = ctx.steps[t - 1][0] if t else ctx.batch
-                flow = flow.new_zeros(length, d).index_copy_(0, kept, carried)
-        product = weight_step.dtype
-        d_weight = gates[:, d:].T.to(product) @ before.to(product)
-        d_table = _sum_by_token(gates, heard, ctx.vocabulary)
-        new, new_hidden, update, reset = d_table.chunk(4, 1)
-        d_table = torch.cat([new, reset, update, new_hidden], 1)
-        d_weight = torch.cat(d_weight.to(gates.dtype).chunk(3)[::-1])
-        return flow, d_table, d_weight, None, None, None, None, None, None
+        """Gradients of the first three inputs."""
+        return *ctx.cell.backward(output, ctx.steps, ctx.batch, *ctx.saved_tensors), *[None] * 6
 
 
 def _sum_by_token(rows: Tensor, token: Tensor, vocabulary: int) -> Tensor:
@@ -146,34 +204,31 @@ class RecordedGRU(Recurrence):
         kind = initial.device.type
         low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         precision = torch.get_autocast_dtype(kind) if low else self._weight.dtype
-        self._recording = torch.is_grad_enabled()  # else all steps use the same room
-        room = batch * (horizon if self._recording else 1)
-        with torch.no_grad():
-            self._rows = self._table.to(self._weight.dtype, copy=True)
-            self._rows[:, :d] *= 2  # as gru_step wants it
-            self._weight_step = self._weight.T.to(precision).contiguous()
-            self._gates = self._rows.new_empty(room, 4 * d)
-            self._before, self._after = self._rows.new_empty(2, room, d)
-            self._last = initial.to(self._rows.dtype)  # states of the last step
-        self._end = 0  # of the rows written
+        kernels = kernels_for(self._table, self._weight, initial)
+        self._cell: Cell = (
+            CompiledCell(kernels, self._table, self._weight)
+            if kernels
+            else PlainCell(self._table, self._weight, precision)
+        )
+        self._recording = torch.is_grad_enabled()  # else steps use two places in turns
+        room = batch * (horizon if self._recording else 2)
+        self._gates = self._weight.new_empty(room, 4 * d)
+        self._before, self._after = self._weight.new_empty(2, room, d)
+        self._last = initial.detach().to(self._weight.dtype)  # states of the last step
+        self._end = 0  # of the rows written, where the next ones go
         self._heard: list[Tensor] = []
         self._steps: list[tuple[int, Tensor | None]] = []
 
     @torch.no_grad()
     def step(self, heard: Tensor, kept: Tensor | None = None) -> Tensor:
         """State after one more token heard."""
-        count = len(heard)
+        count, heard = len(heard), heard.contiguous()
         rows = slice(self._end, self._end + count)
-        gates, before, after = self._gates[rows], self._before[rows], self._after[rows]
-        if kept is None:
-            before.copy_(self._last)
-        else:
-            torch.index_select(self._last, 0, kept, out=before)
-        torch.index_select(self._rows, 0, heard, out=gates)
-        gru_step(gates, before, self._weight_step, out=after)
+        after = self._after[rows]
+        self._cell.step(heard, kept, self._last, self._gates[rows], self._before[rows], after)
         self._last = after
+        self._end = self._end + count if self._recording else len(self._after) // 2 - self._end
         if self._recording:
-            self._end += count
             self._heard.append(heard)
             self._steps.append((count, kept))
         return after
@@ -185,11 +240,11 @@ class RecordedGRU(Recurrence):
             self._initial,
             self._table,
             self._weight,
+            self._cell,
             self._steps,
             torch.cat(self._heard),
             self._gates[:n],
             self._before[:n],
             self._after[:n],
-            self._weight_step,
         )
         return states

@@ -80,13 +80,11 @@ def rollout(
             steps = torch.arange(horizon, device=problems.device)[:, None]
             noise = random_uniform(seed, Purpose.ACTION, problems.number * MAX_HORIZON + steps)  # [T, B]
         for t in range(horizon):
-            log_policy = agent.log_policy(recurrence.step(heard, kept))  # [K, A]
-            if seed is None:
-                choice = log_policy.contiguous().argmax(1)
-            else:
-                # Inverse transform sampling: how many cumulated probabilities lie below the noise.
+            hidden = recurrence.step(heard, kept)
+            drawn = None
+            if seed is not None:
                 drawn = noise[t] if running is None else noise[t].index_select(0, running)
-                choice = (log_policy.exp_().contiguous().cumsum(1)[:, :-1] < drawn[:, None]).sum(1)
+            choice = agent.choose(hidden, drawn)
             heard = agent.actions.index_select(0, choice)
             choices.append(_spread(choice, running, problems.size, 0))
             tokens.append(_spread(heard, running, problems.size, PADDING))
