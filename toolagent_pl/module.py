@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from toolagent_pl.agents import ActorCritic, Agent
+from toolagent_pl.curves import add_points
 from toolagent_pl.learning.algorithms import A2C, Algorithm
 from toolagent_pl.learning.losses import LossTerms
 from toolagent_pl.learning.rollout import MAX_HORIZON, Rollout, rollout
@@ -75,6 +76,7 @@ class ToolAgent(LightningModule):
         self.learning_rate, self.seed = learning_rate, seed
         self._check()
         self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last update
+        self._points: dict[str, Tensor] = {}  # of the curves, from the last update that is to be logged
         self.accuracy = StageMean(len(self.ladder))
         self.mean_reward = StageMean(len(self.ladder))
 
@@ -118,7 +120,7 @@ class ToolAgent(LightningModule):
         terms = self.algorithm(episodes, rewards, log_policy, values, self._mean_over_ranks)
         self.actions_taken = episodes.final.steps.sum()
         if self._is_logging_step():
-            self._log_training(episodes, rewards, terms)
+            self._points = self._training_points(episodes, rewards, terms)
         return terms.loss
 
     def _mean_over_ranks(self, tensor: Tensor) -> Tensor:
@@ -132,12 +134,12 @@ class ToolAgent(LightningModule):
         """Whether Lightning writes out what is logged in this step."""
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
-    def _log_training(self, episodes: Rollout, rewards: Tensor, terms: LossTerms) -> None:
-        """Log the terms of the loss and what the agent did. Not in every step: ``log`` costs 0.2 ms a name."""
+    def _training_points(self, episodes: Rollout, rewards: Tensor, terms: LossTerms) -> dict[str, Tensor]:
+        """The terms of the loss and what the agent did."""
         steps = self.actions_taken
         calls = (episodes.tokens[..., None] == self.agent.actions) & episodes.mask[..., None]  # [T, B, A]
         names = [f"tools/{Token(token)}" for token in self.agent.actions.tolist()]
-        values = {
+        return {
             "train/reward": rewards.sum(0).mean(),
             "train/accuracy": self.machine.outcome(episodes.final).correct.float().mean(),
             "train/loss": terms.loss.detach(),
@@ -148,19 +150,16 @@ class ToolAgent(LightningModule):
             "train/idle_share": episodes.final.idle.sum() / steps,
             **dict(zip(names, calls.sum((0, 1)) / steps, strict=True)),
         }
-        means = self._mean_over_ranks(torch.stack([value.float() for value in values.values()]))
-        self.log_dict(dict(zip(values, means, strict=True)))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient, before it is clipped, and the learning rate."""
-        if self._is_logging_step():
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log_dict(
-                {
-                    "train/gradient_norm": torch.nn.utils.get_total_norm(gradients),
-                    "train/learning_rate": optimizer.param_groups[0]["lr"],
-                }
-            )
+        """Add points to the curves; among them the norm of the gradient, before it is clipped."""
+        if not self._is_logging_step():
+            return
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        points = {**self._points, "train/gradient_norm": torch.nn.utils.get_total_norm(gradients)}
+        means = self._mean_over_ranks(torch.stack([value.float() for value in points.values()]))
+        rate = optimizer.param_groups[0]["lr"]
+        add_points(self.trainer, {**dict(zip(points, means.tolist(), strict=True)), "train/learning_rate": rate})
 
     def act(self, problems: Problems) -> Rollout:
         """Greedy episodes."""

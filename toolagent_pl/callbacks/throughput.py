@@ -7,6 +7,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from toolagent_pl.curves import add_points
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems import Problems
 
@@ -58,12 +59,13 @@ class Throughput(Callback):
             return
         peak = self._peak_flops(trainer, pl_module) * trainer.world_size
         rate = actions / self._seconds
-        pl_module.log_dict(
+        add_points(
+            trainer,
             {
                 "throughput/tokens_per_second": rate,
                 "throughput/problems_per_second": problems / self._seconds,
                 "throughput/mfu": rate * pl_module.agent.flop_per_token() / peak,
-            }
+            },
         )
         self._seconds, self._problems, self._actions = 0.0, 0, 0
         self._since = time.perf_counter()
