@@ -30,8 +30,17 @@ def environment() -> dict[str, Any]:
             "load_average_1min": round(os.getloadavg()[0], 2),
         },
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "kernels": _kernels(),
         "commit": _commit(),
     }
+
+
+def _kernels() -> str:
+    """What this project computes with on a CPU."""
+    from toolagent_pl.agents.kernels import compiled
+
+    module = compiled()
+    return module.__name__.rpartition("._")[2] if module else "none"
 
 
 def headline(facts: dict[str, Any]) -> str:
@@ -39,7 +48,10 @@ def headline(facts: dict[str, Any]) -> str:
     machine, versions = facts["machine"], facts["versions"]
     shown = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
     load = f"load average {machine['load_average_1min']}"
-    return f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gb']} GB, {load}\n{shown}; {facts['commit']}"
+    return (
+        f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gb']} GB, {load}\n"
+        f"{shown}; kernels {facts['kernels']}; {facts['commit']}"
+    )
 
 
 def available_cpus() -> int:

@@ -289,8 +289,14 @@ static PyMethodDef methods[] = {
     {"choose", choose, METH_VARARGS, "An action for each row."},
     {NULL, NULL, 0, NULL},
 };
-static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT, .m_name = "kernels", .m_size = -1,
-                                        .m_methods = methods};
+#define TEXT(a) #a
+#define QUOTED(name) TEXT(name)
+static struct PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "toolagent_pl.agents." QUOTED(NAME),
+    .m_size = -1,
+    .m_methods = methods,
+};
 
 #define JOIN(a, b) a##b
 #define INIT(name) JOIN(PyInit_, name)
