@@ -7,22 +7,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from rich import box
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.contestants.this_project import make
 from benchmarks.environment import available_cpus, environment, headline
 from benchmarks.environment import console as wide_console
 from benchmarks.throughput import positive
+from toolagent_pl.agents import kernels
 
 WARM_UP = 5
 STAGE = 2  # T2
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
+KERNEL = "kernel::"
 ADAM = ("Optimizer.", "aten::_fused_adam_", "aten::linalg_vector_norm", "aten::_foreach")
 
 
@@ -36,13 +40,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = wide_console()
     console.print(headline(environment()))
     torch.set_num_threads(options.threads)
+    if (compiled := kernels.compiled()) is not None:
+        recorded = _Recorded(compiled)
+        kernels.compiled = lambda: recorded  # type: ignore[assignment]
     table = Table(box=box.SIMPLE_HEAD, title="One update, milliseconds of each kind of operator", title_justify="left")
-    for column in ("batch", "matrix products", "slices and views", "clipping and Adam", "other", "all", "calls"):
+    for column in (
+        "batch",
+        "compiled kernels",
+        "matrix products",
+        "slices and views",
+        "clipping and Adam",
+        "other",
+        "all",
+        "calls",
+    ):
         table.add_column(column, justify="right")
     for batch in options.batch:
         table.add_row(f"{batch:,}", *_profiled(batch, options.updates))
     console.print(table)
     return 0
+
+
+class _Recorded:
+    """Compiled kernels whose time the profiler sees."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.LANES = module, module.LANES
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self.module, name)
+
+        def recorded(*arguments: int) -> None:
+            with record_function(KERNEL + name):
+                kernel(*arguments)
+
+        return recorded
 
 
 def _profiled(batch: int, updates: int) -> list[str]:
@@ -52,10 +84,12 @@ def _profiled(batch: int, updates: int) -> list[str]:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(updates):
             contestant.update()
-    kinds = {"products": 0.0, "views": 0.0, "adam": 0.0, "other": 0.0}
+    kinds = {"kernels": 0.0, "products": 0.0, "views": 0.0, "adam": 0.0, "other": 0.0}
     calls = 0
     for event in profiler.key_averages():
-        if event.key in PRODUCTS:
+        if event.key.startswith(KERNEL):
+            kind = "kernels"
+        elif event.key in PRODUCTS:
             kind = "products"
         elif event.key in ("aten::select", "aten::slice", "aten::as_strided", "aten::narrow", "aten::split"):
             kind = "views"
