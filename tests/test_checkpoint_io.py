@@ -91,7 +91,7 @@ def set_at(tree, path, value):
     if value is None:
         del tree[last]
     else:
-        tree[last] = value
+        tree[last] = value(tree[last]) if callable(value) else value
 
 
 STEPS = ("loops", "fit_loop", "epoch_loop.automatic_optimization.optim_progress", "optimizer", "step", "total")
@@ -127,6 +127,8 @@ UNFIT = "expected a checkpoint of such a run; it cannot be restored"
         (["optimizer_states"], [{"state": {}, "param_groups": []}], UNFIT),
         (["optimizer_states", 0, "state", 2, "exp_avg"], None, UNFIT),
         (["optimizer_states", 0, "state", 2, "exp_avg"], torch.zeros(7), UNFIT),
+        (["optimizer_states", 0, "state", 2, "exp_avg"], lambda moment: moment[:1].expand_as(moment), UNFIT),
+        (["optimizer_states", 0, "param_groups", 0, "params", 2], True, UNFIT),  # the same key as 1
         (["optimizer_states", 0, "param_groups", 0, "lr"], "fast", UNFIT),
     ],
 )

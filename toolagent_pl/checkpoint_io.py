@@ -119,26 +119,41 @@ def _restore_training_state(trainer: Trainer, restore: Callable[[], None]) -> No
     trainer.fit_loop._combined_loader_states_to_load = []  # nothing that this project loads from has a state
     if trainer.state.fn == TrainerFn.FITTING:
         for optimizer, new in zip(trainer.optimizers, tried, strict=True):
-            _check_tensors(optimizer.state_dict()["state"], new.state_dict()["state"])
+            _check_tensors(optimizer, new)
             _after_a_step(optimizer)
 
 
 def _after_a_step(optimizer: Optimizer) -> Optimizer:
     """A copy that has made a step of nothing."""
     trial = copy.deepcopy(optimizer)
-    for parameter in (parameter for group in trial.param_groups for parameter in group["params"]):
+    for parameter in _parameters(trial):
         parameter.grad = torch.zeros_like(parameter)
     trial.step()
     return trial
 
 
-def _check_tensors(found: dict[int, dict[str, Any]], expected: dict[int, dict[str, Any]]) -> None:
-    """Refuse states of other sizes: fused kernels would read past their ends."""
-    for parameter, states in expected.items():
-        for name, tensor in states.items():
-            other = found[parameter][name] if parameter in found else tensor
-            if isinstance(tensor, Tensor) and (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
-                raise ValueError(f"{name} of parameter {parameter} is {other.dtype} of shape {list(other.shape)}")
+def _check_tensors(found: Optimizer, expected: Optimizer) -> None:
+    """Refuse states that lie otherwise in memory: fused kernels would write past their ends."""
+    parameters = list(zip(_parameters(found), _parameters(expected), strict=True))
+    if not found.state.keys() <= {one for one, _ in parameters}:
+        raise ValueError("the optimizer has states of parameters that there are not")
+    for number, (one, other) in enumerate(parameters):
+        for name, tensor in expected.state[other].items():
+            restored = found.state[one].get(name) if one in found.state else tensor
+            if isinstance(tensor, Tensor) and _form(restored) != _form(tensor):
+                shape = list(restored.shape) if isinstance(restored, Tensor) else type(restored).__name__
+                raise ValueError(f"{name} of parameter {number} is {shape}, in another form than {list(tensor.shape)}")
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _form(state: Any) -> Any:
+    """All that a kernel takes for granted."""
+    if not isinstance(state, Tensor) or state.layout != torch.strided:
+        return None
+    return state.shape, state.stride(), state.dtype, state.device
 
 
 def _check_kind(found: Any, expected: Any, name: str) -> None:
