@@ -43,7 +43,12 @@ def agent(**options):
     return ActorCritic(**{"d": 48, **options})
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("gcc"), reason="not to be expected here")
+@pytest.mark.skipif(
+    platform.machine() != "x86_64"
+    or not shutil.which("gcc")
+    or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="not to be expected here",
+)
 def test_they_are_there_where_they_can_be_compiled():
     assert kernels.compiled() is not None
 
