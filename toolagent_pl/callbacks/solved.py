@@ -1,5 +1,7 @@
 """Stops a run whose problems are all solved."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,11 +18,36 @@ class StopWhenSolved(Callback):
     When validation finds no mistake, all problems are tried: a sample cannot show that none is left.
 
     Attributes:
-        results: Those of a test over all problems, once they are solved; the weights do not change any more.
+        solved: Whether all problems are; the weights do not change any more.
+        results: Those of the test over all problems that showed it, if it was made in this process.
     """
 
     def __init__(self) -> None:
+        self.solved = False
         self.results: dict[str, Tensor] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether all is solved."""
+        return {"solved": self.solved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it over.
+
+        Raises:
+            ValueError: If it is not known.
+        """
+        if type(state_dict["solved"]) is not bool:
+            raise ValueError(f"solved is {state_dict['solved']!r}")
+        self.solved = state_dict["solved"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that was killed when all was done has nothing left to do."""
+        if self.solved:
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        rank_zero_info(f"Every problem of every stage is solved after {trainer.global_step} updates.")
+        trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try all problems if validation found no mistake. All ranks see the same numbers and decide alike."""
@@ -40,6 +67,5 @@ class StopWhenSolved(Callback):
             pl_module.train()
         # A stage that was not reached has no accuracy, which is not 1 either.
         if all(bool(results[f"test/{name}_accuracy"] == 1) for name in names):
-            rank_zero_info(f"Every problem of every stage is solved after {trainer.global_step} updates.")
-            self.results = results
-            trainer.should_stop = True
+            self.solved, self.results = True, results
+            self._stop(trainer)
