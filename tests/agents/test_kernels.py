@@ -103,6 +103,16 @@ def test_choices_are_drawn_by_inverse_transform_sampling(batch, actions):
     assert torch.equal(network.choose(hidden, None), network.log_policy(hidden).argmax(1))
 
 
+@pytest.mark.usefixtures("compiled")
+def test_a_derived_agent_acts_by_its_own_policy():
+    class Fixed(ActorCritic):
+        def log_policy(self, hidden):
+            return (super().log_policy(hidden) + torch.tensor([-1e9, 0, -1e9])).log_softmax(-1)
+
+    network = Fixed(d=48, actions=["MUL", "ADD", "ANS"])
+    assert (network.choose(torch.randn(50, 48), torch.rand(50)) == 1).all()
+
+
 def test_they_are_what_a_rollout_uses(compiled, monkeypatch):
     called = []
 

@@ -72,7 +72,8 @@ class ActorCritic(Agent):
 
     def choose(self, hidden: Tensor, noise: Tensor | None) -> Tensor:
         """An action for each row, int64 ``[K]``."""
-        kernels = kernels_for(hidden, self.policy.weight)
+        own = type(self).log_policy is not ActorCritic.log_policy  # of a derived agent: only PyTorch knows it
+        kernels = None if own else kernels_for(hidden, self.policy.weight)
         choice = choose(kernels, hidden, self.policy, self.actions, noise) if kernels else None
         return super().choose(hidden, noise) if choice is None else choice
 
