@@ -176,3 +176,9 @@ def test_going_on_does_not_delete_what_a_checkpoint_names(checkpoint):
     torch.save(checkpoint, precious.parent / "last.ckpt")
     main(["fit", *SHORT, "--data.batch_size=64", "--trainer.max_epochs=2", "--ckpt_path=last"])
     assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_stages_that_are_not_those_of_the_checkpoint_are_named(capsys, trained, command):
+    line = refusal(capsys, command, str(trained / "checkpoints" / "last.ckpt"), "--data.stages=[T0]")
+    assert "data.stages: got ['T0'], expected ['T0', 'T1', 'T2'] as in the checkpoint" in line

@@ -301,7 +301,8 @@ class ToolAgentCLI(LightningCLI):
             # Before anything is written, or any other rank is started.
             data.check_split(self.trainer.world_size)
             guard_restoring(self.trainer)
-            self._get(self.config_init, "curriculum").check_ladder(data.ladder.names)
+            if subcommand == "fit":
+                self._get(self.config_init, "curriculum").check_ladder(data.ladder.names)
             check_restarts()
             meet_again(self.trainer.strategy)
             batch = data.batch_size // self.trainer.world_size if subcommand == "fit" else data.eval_batch_size

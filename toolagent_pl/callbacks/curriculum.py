@@ -79,7 +79,9 @@ class CurriculumCallback(Callback):
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the stages before the run."""
+        """Check the stages before the run; other commands than ``fit`` have no use for them."""
+        if stage != "fit":
+            return
         self.check_ladder(self._data(trainer).ladder.names)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
