@@ -35,7 +35,7 @@ class BareLoop:
         self.position += 1
         episodes = rollout(module.agent, module.machine, problems, module.horizon, module.seed)
         rewards = module.reward(module.machine, episodes.final, episodes.tokens)
-        terms = module.algorithm(episodes, rewards, *episodes.judge(module.agent), lambda x: x)
+        terms = module.algorithm(episodes, rewards, episodes.judge(module.agent), lambda x: x)
         self.optimizer.zero_grad()
         terms.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, LARGEST_NORM)

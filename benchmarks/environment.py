@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 def _kernels() -> str:
     """What this project computes with on a CPU."""
-    from toolagent_pl.agents.kernels import compiled
+    from toolagent_pl.kernels import compiled
 
     module = compiled()
     return module.__name__.rpartition("._")[2] if module else "none"

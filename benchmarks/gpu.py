@@ -175,7 +175,7 @@ def check_gradients(device: torch.device) -> str:
         module, where = loop.module, loop.stream.device
         episodes = given_episodes(module.agent, module.machine, problems.to(where), choices.to(where))
         rewards = module.reward(module.machine, episodes.final, episodes.tokens)
-        terms = module.algorithm(episodes, rewards, *episodes.judge(module.agent), lambda x: x)
+        terms = module.algorithm(episodes, rewards, episodes.judge(module.agent), lambda x: x)
         terms.loss.backward()
         losses.append(terms.loss)
     off = max(off, relative("loss of the default agent", *losses))

@@ -21,7 +21,7 @@ from benchmarks.contestants.this_project import make
 from benchmarks.environment import available_cpus, environment, headline
 from benchmarks.environment import console as wide_console
 from benchmarks.throughput import positive
-from toolagent_pl.agents import kernels
+from toolagent_pl import kernels
 
 WARM_UP = 5
 STAGE = 2  # T2

@@ -116,8 +116,7 @@ class ToolAgent(LightningModule):
         past_end = self.algorithm.past_end
         episodes = rollout(self.agent, self.machine, problems, self.horizon, self.seed, past_end)
         rewards = self.reward(self.machine, episodes.final, episodes.tokens)
-        log_policy, values = episodes.judge(self.agent)
-        terms = self.algorithm(episodes, rewards, log_policy, values, self._mean_over_ranks)
+        terms = self.algorithm(episodes, rewards, episodes.judge(self.agent), self._mean_over_ranks)
         self.actions_taken = episodes.final.steps.sum()
         if self._is_logging_step():
             self._points = self._training_points(episodes, rewards, terms)

@@ -12,6 +12,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from toolagent_pl.kernels import integer_kernels
+
 _MASK = (1 << 64) - 1
 
 
@@ -58,9 +60,17 @@ def random_bits(seed: int, purpose: Purpose, counter: Tensor) -> Tensor:
     Returns:
         int64 tensor of the shape of ``counter``, uniform over all 2^64 bit patterns.
     """
+    start = (_key(seed, purpose) + _GAMMA) & _MASK
+    if kernels := integer_kernels(counter):
+        bits = torch.empty_like(counter)
+        threads = torch.get_num_threads()
+        kernels.random_bits(
+            counter.numel(), threads, start, _GAMMA, _MIX_1, _MIX_2, counter.data_ptr(), bits.data_ptr()
+        )
+        return bits
     # In place: a draw for every (problem, step) is made in each update, and int64 products wrap as needed.
     z = counter * _signed(_GAMMA)
-    z += _signed((_key(seed, purpose) + _GAMMA) & _MASK)
+    z += _signed(start)
     z ^= _shift_right(z, 30)
     z *= _signed(_MIX_1)
     z ^= _shift_right(z, 27)

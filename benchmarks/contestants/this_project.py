@@ -76,7 +76,7 @@ class ThisProject(Contestant):
     def _loss(self, episodes: Rollout) -> tuple[Tensor, Tensor]:
         """Mean reward and loss."""
         rewards = self.reward(self.machine, episodes.final, episodes.tokens)
-        terms = self.algorithm(episodes, rewards, *episodes.judge(self.agent), lambda x: x)
+        terms = self.algorithm(episodes, rewards, episodes.judge(self.agent), lambda x: x)
         return rewards.sum(0).mean(), terms.loss
 
     def update(self) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,14 @@
 """The actor-critic: what it reads, and what it may choose."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from toolagent_pl.agents import ActorCritic
+from toolagent_pl.agents import ActorCritic, Agent
+from toolagent_pl.agents.agent import chosen_and_entropy
 from toolagent_pl.problems import Ladder
 from toolagent_pl.tokens import TOOLS, Token
 
@@ -62,7 +66,39 @@ def test_the_tools_are_allowed_by_default():
     network = agent()
     assert network.actions.tolist() == list(TOOLS)
     assert network.log_policy(torch.randn(4, 3, 16)).shape == (4, 3, 6)
-    assert network.judge(torch.randn(4, 3, 16))[1].shape == (4, 3)
+    assert network.values(torch.randn(4, 3, 16)).shape == (4, 3)
+
+
+def test_entropy_and_chosen_probabilities():
+    log_policy = torch.tensor([[[math.log(0.5), math.log(0.5)], [math.log(0.9), math.log(0.1)]]])
+    chosen, entropy = chosen_and_entropy(log_policy, torch.tensor([[0, 1]]))
+    assert chosen[0].exp().tolist() == pytest.approx([0.5, 0.1])
+    assert entropy[0].tolist() == pytest.approx([math.log(2), -0.9 * math.log(0.9) - 0.1 * math.log(0.1)])
+
+
+def test_choices_are_judged_by_both_heads():
+    """Once by one product for all heads, once by what every agent has."""
+    network, hidden = agent(d=20), torch.randn(9, 20)
+    for judge in (network.judge, partial(Agent.judge, network)):
+        choices = torch.arange(9) % 6
+        judgement = judge(hidden, choices)
+        assert_close(judgement.log_prob, network.log_policy(hidden)[torch.arange(9), choices])
+        assert_close(judgement.entropy, torch.distributions.Categorical(logits=network.log_policy(hidden)).entropy())
+        assert_close(judgement.value, network.value(hidden)[:, 0])
+
+
+@pytest.mark.parametrize("d", [16, 20])
+def test_a_derived_agent_is_judged_by_its_own_heads(d):
+    class Doubled(ActorCritic):
+        def values(self, hidden):
+            return 2 * super().values(hidden)
+
+    hidden, choices = torch.randn(9, d), torch.arange(9) % 6
+    torch.manual_seed(0)
+    own = Doubled(d=d).judge(hidden, choices)
+    plain = agent(d=d).judge(hidden, choices)
+    assert_close(own.value, 2 * plain.value)
+    assert_close(own.log_prob, plain.log_prob)
 
 
 @pytest.mark.parametrize(

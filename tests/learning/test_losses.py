@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from toolagent_pl.learning.losses import a2c_loss, chosen_and_entropy, discounted_returns, tutorial_loss
+from toolagent_pl.agents import Judgement
+from toolagent_pl.agents.agent import chosen_and_entropy
+from toolagent_pl.learning import losses
+from toolagent_pl.learning.losses import discounted_returns
 
 T, B, A = 5, 6, 4
 WEIGHTS = {"value_weight": 0.7, "entropy_weight": 0.03}
@@ -24,6 +27,14 @@ def episodes(seed):
     returns = torch.randn(T, B, generator=generator, dtype=torch.float64)
     lengths = torch.randint(1, T + 1, (B,), generator=generator)
     return log_policy.requires_grad_(), values.requires_grad_(), choices, returns, torch.arange(T)[:, None] < lengths
+
+
+def a2c_loss(log_policy, values, choices, *rest, **options):
+    return losses.a2c_loss(Judgement(*chosen_and_entropy(log_policy, choices), values), *rest, **options)
+
+
+def tutorial_loss(log_policy, values, choices, *rest, **options):
+    return losses.tutorial_loss(Judgement(*chosen_and_entropy(log_policy, choices), values), *rest, **options)
 
 
 def gradients(terms, log_policy, values):
@@ -128,13 +139,6 @@ def test_returns_are_discounted_sums(rows, discount):
     for t in range(len(rows)):
         wanted = sum(discount ** (s - t) * rewards[s] for s in range(t, len(rows)))
         assert_close(returns[t], wanted, rtol=1e-9, atol=1e-9)
-
-
-def test_entropy_and_chosen_probabilities():
-    log_policy = torch.tensor([[[math.log(0.5), math.log(0.5)], [math.log(0.9), math.log(0.1)]]])
-    chosen, entropy = chosen_and_entropy(log_policy, torch.tensor([[0, 1]]))
-    assert chosen[0].exp().tolist() == pytest.approx([0.5, 0.1])
-    assert entropy[0].tolist() == pytest.approx([math.log(2), -0.9 * math.log(0.9) - 0.1 * math.log(0.1)])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -44,8 +44,8 @@ def problems(size):
 def test_greedy_takes_the_likeliest_action():
     network = agent()
     episodes = rollout(network, MACHINE, problems(60), HORIZON)
-    likeliest = episodes.judge(network)[0].argmax(2)
-    assert torch.equal(episodes.choices[episodes.mask], likeliest[episodes.mask])
+    likeliest = network.log_policy(episodes.recurrence.replay()).argmax(1)
+    assert torch.equal(episodes.choices[episodes.mask], likeliest)
     assert torch.equal(episodes.tokens[episodes.mask], network.actions[episodes.choices][episodes.mask])
 
 
@@ -55,7 +55,8 @@ def test_sampled_actions_follow_the_policy():
     with torch.no_grad():
         network.policy.weight *= 6  # far from even
     episodes = rollout(network, MACHINE, problems(6000), HORIZON, seed=9, past_end=True)
-    chance = episodes.judge(network)[0].exp().detach()  # [T, B, A]
+    states = episodes.recurrence.replay().unflatten(0, episodes.choices.shape)
+    chance = network.log_policy(states).exp().detach()  # [T, B, A]
     surprise = torch.nn.functional.one_hot(episodes.choices, 4) - chance
     before = torch.cat([torch.zeros_like(episodes.choices[:1]), episodes.choices[:-1]])
     compared = 0
@@ -143,23 +144,25 @@ def test_visible_actions_run_to_the_same_end():
 
 
 def replayed(network, past_end):
-    """Tokens, log-probabilities and values, and the gradient of something that depends on all of them."""
+    """Episodes, what is thought of them, and the gradient of something that depends on all of that."""
     episodes = rollout(network, MACHINE, problems(40), HORIZON, seed=8, past_end=past_end)
-    log_policy, values = episodes.judge(network)
-    chosen = log_policy.gather(2, episodes.choices[..., None])[..., 0]
-    ((chosen + values.square()) * (episodes.mask | past_end)).sum().backward()
+    judgement = episodes.judge(network)
+    (something(judgement) * (episodes.mask | past_end)).sum().backward()
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-    return episodes, log_policy.detach(), values.detach(), gradients
+    return episodes, torch.stack(judgement).detach(), gradients
+
+
+def something(judgement):
+    return judgement.log_prob + judgement.value.square() + 3 * judgement.entropy
 
 
 @pytest.mark.parametrize("past_end", [False, True])
 def test_what_is_replayed_is_what_a_plain_gru_computes(past_end):
     """States, and the gradients of all weights, in float64."""
-    fast, log_policy, values, gradients = replayed(agent().double(), past_end)
-    plain, plain_log_policy, plain_values, plain_gradients = replayed(agent(PlainActorCritic).double(), past_end)
+    fast, judgement, gradients = replayed(agent().double(), past_end)
+    plain, plain_judgement, plain_gradients = replayed(agent(PlainActorCritic).double(), past_end)
     assert torch.equal(fast.tokens, plain.tokens)
-    assert_close(log_policy, plain_log_policy)
-    assert_close(values, plain_values)
+    assert_close(judgement, plain_judgement)
     assert gradients.keys() == plain_gradients.keys()
     for name, gradient in gradients.items():
         assert_close(gradient, plain_gradients[name], rtol=1e-5, atol=1e-6)
@@ -168,17 +171,15 @@ def test_what_is_replayed_is_what_a_plain_gru_computes(past_end):
 @pytest.mark.parametrize("kind", [ActorCritic, PlainActorCritic])
 def test_steps_after_the_end_are_left_out_and_change_nothing(kind):
     """Ended episodes are dropped from the batch; what is left of it goes on as it would have."""
-    short, log_policy, values, gradients = replayed(agent(kind).double(), past_end=False)
+    short, judgement, gradients = replayed(agent(kind).double(), past_end=False)
     whole = rollout(agent(kind).double(), MACHINE, problems(40), HORIZON, seed=8, past_end=True)
     assert torch.equal(visible_actions(short), visible_actions(whole))
     assert len(short.recurrence.replay()) == short.mask.sum() < short.mask.numel()
     network = agent(kind).double()
     whole = rollout(network, MACHINE, problems(40), HORIZON, seed=8, past_end=True)
-    whole_log_policy, whole_values = whole.judge(network)
-    assert_close(log_policy[short.mask], whole_log_policy[short.mask])
-    assert_close(values[short.mask], whole_values[short.mask])
-    chosen = whole_log_policy.gather(2, whole.choices[..., None])[..., 0]
-    ((chosen + whole_values.square()) * whole.mask).sum().backward()
+    whole_judgement = whole.judge(network)
+    assert_close(judgement[:, short.mask], torch.stack(whole_judgement)[:, short.mask])
+    (something(whole_judgement) * whole.mask).sum().backward()
     for name, parameter in network.named_parameters():
         if parameter.grad is not None:
             assert_close(gradients[name], parameter.grad, rtol=1e-5, atol=1e-6)
@@ -203,7 +204,6 @@ def test_the_tutorials_loss_gets_the_steps_after_the_end():
     batch = problems(50)
     episodes = rollout(module.agent, module.machine, batch, 6, module.seed, past_end=True)
     assert not episodes.mask.all()
-    log_policy, values = episodes.judge(module.agent)
     reward = tutorial_reward(batch, module.machine.outcome(episodes.final))
-    expected = tutorial_loss(log_policy, values, episodes.choices, reward, value_weight=0.5, entropy_weight=0.01)
+    expected = tutorial_loss(episodes.judge(module.agent), reward, value_weight=0.5, entropy_weight=0.01)
     assert_close(module.training_step(batch, 0), expected.loss)

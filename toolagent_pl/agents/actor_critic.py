@@ -1,15 +1,18 @@
 """The tutorial's network: embeddings for tokens and stage, a GRU, a policy head and a value head."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolagent_pl.agents.agent import Agent, Recurrence
+from toolagent_pl.agents import compiled
+from toolagent_pl.agents.agent import Agent, Judgement, Recurrence, chosen_and_entropy
 from toolagent_pl.agents.gru import RecordedGRU
-from toolagent_pl.agents.kernels import choose, kernels_for
+from toolagent_pl.kernels import network_kernels
 from toolagent_pl.problems import Problems
 from toolagent_pl.tokens import STAGED_VOCABULARY, TOOL_NAMES, Token
 
@@ -61,10 +64,11 @@ class ActorCritic(Agent):
         read = (tokens != Token.EOS).to(self.embedding.weight.dtype)
         # How often each token is there, times the embedding: a product instead of many look-ups and additions.
         counts = read.new_zeros(problems.size, STAGED_VOCABULARY).scatter_add_(1, tokens, read)  # [B, V]
-        mean = (counts / read.sum(1, keepdim=True)) @ self.embedding.weight
+        counts = counts / read.sum(1, keepdim=True)
         if self.context == "batch":
-            mean = mean.mean(0, keepdim=True)
-        return torch.tanh(mean + self.stage_embedding(problems.stage))
+            counts = counts.mean(0, keepdim=True)
+        context = counts @ self.embedding.weight + self.stage_embedding(problems.stage)
+        return 2 * torch.sigmoid(2 * context) - 1  # tanh, which takes PyTorch several times as long on a CPU
 
     def begin(self, hidden: Tensor, horizon: int) -> Recurrence:
         """A GRU that need not be run again to learn."""
@@ -72,10 +76,10 @@ class ActorCritic(Agent):
 
     def choose(self, hidden: Tensor, noise: Tensor | None) -> Tensor:
         """An action for each row, int64 ``[K]``."""
-        own = type(self).log_policy is not ActorCritic.log_policy  # of a derived agent: only PyTorch knows it
-        kernels = None if own else kernels_for(hidden, self.policy.weight)
-        choice = choose(kernels, hidden, self.policy, self.actions, noise) if kernels else None
-        return super().choose(hidden, noise) if choice is None else choice
+        kernels = self._kernels(hidden)
+        if kernels is None:
+            return super().choose(hidden, noise)
+        return compiled.choose(kernels, hidden, self.policy, self.actions, noise)
 
     def log_policy(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the allowed actions, float32 ``[..., A]``."""
@@ -87,13 +91,33 @@ class ActorCritic(Agent):
         recurrent = self.gru.all_weights[0][1].numel()
         return 6 * (recurrent + (len(self.actions) + 1) * self.value.in_features)
 
-    def judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities ``[..., A]`` and value ``[...]`` from one matrix product, float32."""
+    def values(self, hidden: Tensor) -> Tensor:
+        """Expected return from here on, float32 ``[...]``."""
+        values: Tensor = self.value(hidden).float()
+        return values[..., 0]
+
+    def judge(self, hidden: Tensor, choices: Tensor) -> Judgement:
+        """What to learn from, ``[N]`` each, from one matrix product."""
+        if _has_own_heads(type(self)):
+            return super().judge(hidden, choices)
+        kernels = self._kernels(hidden)
+        if kernels:
+            return compiled.judge(kernels, hidden, choices, self.policy, self.value, self.actions)
         weight = torch.cat([self.policy.weight[self.actions], self.value.weight])
         bias = torch.cat([self.policy.bias[self.actions], self.value.bias])
         heads = _actions_first(hidden, weight, bias)
-        log_policy = F.log_softmax(heads[:-1], 0).T
-        return log_policy.unflatten(0, hidden.shape[:-1]), heads[-1].unflatten(0, hidden.shape[:-1])
+        return Judgement(*chosen_and_entropy(F.log_softmax(heads[:-1], 0).T, choices), heads[-1])
+
+    def _kernels(self, hidden: Tensor) -> ModuleType | None:
+        """What can compute the heads of these states faster."""
+        kernels = None if _has_own_heads(type(self)) else network_kernels(hidden, self.policy.weight)
+        return kernels if kernels and compiled.heads_fit(kernels, len(self.actions) + 1) else None
+
+
+@lru_cache
+def _has_own_heads(kind: type[ActorCritic]) -> bool:
+    """Whether a derived agent has heads of its own, which only PyTorch knows."""
+    return any(getattr(kind, name) is not getattr(ActorCritic, name) for name in ("log_policy", "values"))
 
 
 def _actions_first(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What an agent is: a recurrent network that is told the problem once, and hears the tokens that it emits."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,20 @@ class Recurrence(ABC):
     @abstractmethod
     def replay(self) -> Tensor:
         """The states after all steps taken, one step after the other, with gradients; ``[N, d]``."""
+
+
+class Judgement(NamedTuple):
+    """What an agent thinks of choices that were made, float32 tensors of the same shape.
+
+    Attributes:
+        log_prob: Log-probability of the choice.
+        entropy: Of the policy that it was drawn from, in nats.
+        value: The expected return from here on.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+    value: Tensor
 
 
 class Agent(nn.Module, ABC):
@@ -90,8 +105,29 @@ class Agent(nn.Module, ABC):
         )
 
     @abstractmethod
-    def judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """``log_policy``, and the value: the expected return from here on, float32 ``[...]``."""
+    def values(self, hidden: Tensor) -> Tensor:
+        """Expected return from here on, float32 ``[...]``."""
+
+    def judge(self, hidden: Tensor, choices: Tensor) -> Judgement:
+        """What to learn from, ``[N]`` each, with gradients.
+
+        Args:
+            hidden: ``[N, d]``.
+            choices: int64 ``[N]``, positions in ``actions``.
+        """
+        log_policy = self.log_policy(hidden)
+        return Judgement(*chosen_and_entropy(log_policy, choices), self.values(hidden))
+
+
+def chosen_and_entropy(log_policy: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each choice and entropy of each policy, both ``[...]``.
+
+    Args:
+        log_policy: ``[..., A]``.
+        choices: int64 ``[...]``.
+    """
+    log_prob = log_policy.gather(-1, choices[..., None])[..., 0]
+    return log_prob, -(log_policy.exp() * log_policy).sum(-1)
 
 
 class _Repeated(Recurrence):

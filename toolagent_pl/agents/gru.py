@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolagent_pl.agents.agent import Recurrence
-from toolagent_pl.agents.kernels import CompiledCell, kernels_for
+from toolagent_pl.agents.compiled import CompiledCell
+from toolagent_pl.kernels import network_kernels
 
 _MINUS_ONE = torch.tensor(-1.0)
 
@@ -204,7 +205,7 @@ class RecordedGRU(Recurrence):
         kind = initial.device.type
         low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         precision = torch.get_autocast_dtype(kind) if low else self._weight.dtype
-        kernels = kernels_for(self._table, self._weight, initial)
+        kernels = network_kernels(self._table, self._weight, initial)
         self._cell: Cell = (
             CompiledCell(kernels, self._table, self._weight)
             if kernels

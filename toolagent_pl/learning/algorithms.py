@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from toolagent_pl.agents import Judgement
 from toolagent_pl.learning.losses import LossTerms, a2c_loss, discounted_returns, tutorial_loss
 from toolagent_pl.learning.rollout import Rollout
 
@@ -23,16 +24,14 @@ class Algorithm(ABC):
         self,
         rollout: Rollout,
         rewards: Tensor,
-        log_policy: Tensor,
-        values: Tensor,
+        judgement: Judgement,
         mean_over_ranks: Callable[[Tensor], Tensor],
     ) -> LossTerms:
         """The loss of a batch.
 
         Args:
             rewards: ``[T, B]``.
-            log_policy: ``[T, B, A]``, with gradients.
-            values: ``[T, B]``, with gradients.
+            judgement: Log-probability of each action taken, entropy and value, ``[T, B]`` each, with gradients.
             mean_over_ranks: Averages a tensor over all ranks.
         """
 
@@ -67,15 +66,12 @@ class A2C(Algorithm):
         self,
         rollout: Rollout,
         rewards: Tensor,
-        log_policy: Tensor,
-        values: Tensor,
+        judgement: Judgement,
         mean_over_ranks: Callable[[Tensor], Tensor],
     ) -> LossTerms:
         """The loss of a batch."""
         return a2c_loss(
-            log_policy,
-            values,
-            rollout.choices,
+            judgement,
             discounted_returns(rewards, self.discount),
             rollout.mask,
             value_weight=self.value_weight,
@@ -106,15 +102,12 @@ class TutorialA2C(Algorithm):
         self,
         rollout: Rollout,
         rewards: Tensor,
-        log_policy: Tensor,
-        values: Tensor,
+        judgement: Judgement,
         mean_over_ranks: Callable[[Tensor], Tensor],
     ) -> LossTerms:
         """The loss of a batch."""
         return tutorial_loss(
-            log_policy,
-            values,
-            rollout.choices,
+            judgement,
             rewards.sum(0),
             value_weight=self.value_weight,
             entropy_weight=self.entropy_weight,

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from toolagent_pl.agents import Judgement
+
 
 class LossTerms(NamedTuple):
     """Scalars: the loss, and what it is made of (before weights)."""
@@ -33,21 +35,8 @@ def discounted_returns(rewards: Tensor, discount: float) -> Tensor:
     return torch.stack(returns).flip(0)
 
 
-def chosen_and_entropy(log_policy: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each choice and entropy of each policy, both ``[T, B]``.
-
-    Args:
-        log_policy: ``[T, B, A]``.
-        choices: int64 ``[T, B]``.
-    """
-    chosen = log_policy.gather(2, choices[..., None])[..., 0]
-    return chosen, -(log_policy.exp() * log_policy).sum(2)
-
-
 def a2c_loss(
-    log_policy: Tensor,
-    values: Tensor,
-    choices: Tensor,
+    judgement: Judgement,
     returns: Tensor,
     mask: Tensor,
     *,
@@ -63,15 +52,14 @@ def a2c_loss(
     entropy bonus ``H(pi(s_t))``.
 
     Args:
-        log_policy: ``[T, B, A]``.
-        values: ``[T, B]``.
-        choices: int64 ``[T, B]``.
+        judgement: ``[T, B]`` each, with gradients.
         returns: ``[T, B]``.
         mask: bool ``[T, B]``.
         normalize_advantage: Give the advantages of the whole batch mean 0 and standard deviation 1.
         mean_over_ranks: Averages a tensor over all ranks. With it, the mean of the gradients of all ranks
             is the gradient of one rank with all their problems.
     """
+    log_prob, entropy, values = judgement
     weight = mask.to(values.dtype)
     advantage = (returns - values).detach() * weight
     count, total, squares = mean_over_ranks(torch.stack([weight.sum(), advantage.sum(), advantage.square().sum()]))
@@ -80,8 +68,7 @@ def a2c_loss(
         deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
         advantage = (advantage - mean) / (deviation + 1e-8) * weight
     weight = weight / count
-    chosen, entropy = chosen_and_entropy(log_policy, choices)
-    policy_loss = -(chosen * advantage * weight).sum()
+    policy_loss = -(log_prob * advantage * weight).sum()
     value_loss = ((returns - values).square() * weight).sum()
     mean_entropy = (entropy * weight).sum()
     loss = policy_loss + value_weight * value_loss - entropy_weight * mean_entropy
@@ -89,9 +76,7 @@ def a2c_loss(
 
 
 def tutorial_loss(
-    log_policy: Tensor,
-    values: Tensor,
-    choices: Tensor,
+    judgement: Judgement,
     episode_reward: Tensor,
     *,
     value_weight: float,
@@ -100,15 +85,12 @@ def tutorial_loss(
     """The published tutorial's variant: values and log-probabilities summed over all steps, nothing masked.
 
     Args:
-        log_policy: ``[T, B, A]``.
-        values: ``[T, B]``.
-        choices: int64 ``[T, B]``, those after the end of an episode included.
+        judgement: ``[T, B]`` each, with gradients, steps after the end of an episode included.
         episode_reward: ``[B]``.
     """
-    chosen, entropy = chosen_and_entropy(log_policy, choices)
-    baseline = values.sum(0)
-    policy_loss = -(chosen.sum(0) * (episode_reward - baseline).detach()).mean()
+    baseline = judgement.value.sum(0)
+    policy_loss = -(judgement.log_prob.sum(0) * (episode_reward - baseline).detach()).mean()
     value_loss = F.mse_loss(baseline, episode_reward)
-    mean_entropy = entropy.mean()
+    mean_entropy = judgement.entropy.mean()
     loss = policy_loss + value_weight * value_loss - entropy_weight * mean_entropy
     return LossTerms(loss, policy_loss, value_loss, mean_entropy)

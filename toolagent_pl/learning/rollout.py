@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toolagent_pl.agents import Agent, Recurrence
+from toolagent_pl.agents import Agent, Judgement, Recurrence
 from toolagent_pl.machines import Machine, MachineState
 from toolagent_pl.problems import Problems
 from toolagent_pl.randomness import Purpose, random_uniform
@@ -38,15 +38,16 @@ class Rollout(NamedTuple):
         """State of the machine after the last action."""
         return self.states[-1]
 
-    def judge(self, agent: Agent) -> tuple[Tensor, Tensor]:
-        """Log-probabilities ``[T, B, A]`` and values ``[T, B]`` of all steps, with gradients."""
-        log_policy, values = agent.judge(self.recurrence.replay())
-        shape, steps = self.tokens.shape, self.tokens.numel()
-        if len(values) < steps:  # the agent took no steps after the end of an episode
+    def judge(self, agent: Agent) -> Judgement:
+        """What the agent thinks of all steps now, ``[T, B]`` each, with gradients."""
+        states, choices = self.recurrence.replay(), self.choices.flatten()
+        if len(states) == len(choices):
+            judgement = agent.judge(states, choices)
+        else:  # the agent took no steps after the end of an episode
             taken = self.mask.flatten().nonzero()[:, 0]
-            log_policy = log_policy.new_zeros(steps, log_policy.shape[1]).index_copy(0, taken, log_policy)
-            values = values.new_zeros(steps).index_copy(0, taken, values)
-        return log_policy.unflatten(0, shape), values.unflatten(0, shape)
+            known = agent.judge(states, choices.index_select(0, taken))
+            judgement = Judgement(*(x.new_zeros(len(choices)).index_copy(0, taken, x) for x in known))
+        return Judgement(*(x.unflatten(0, self.choices.shape) for x in judgement))
 
 
 def rollout(

@@ -122,6 +122,6 @@ def execute(machine: Machine[State], problems: Problems, actions: Tensor) -> lis
             f"expected int64 of shape [{problems.size}, steps], a row for each problem"
         )
     states = [machine.start(problems)]
-    for action in actions.unbind(1):
+    for action in actions.T.contiguous():
         states.append(machine.step(states[-1], action))
     return states

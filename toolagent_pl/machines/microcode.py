@@ -7,11 +7,13 @@ them, and to execute a token is to look its effect up, to read two registers, an
 
 from abc import abstractmethod
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from toolagent_pl.kernels import integer_kernels
 from toolagent_pl.machines.machine import Machine
 from toolagent_pl.problems import Problems
 from toolagent_pl.tokens import PADDING, Token
@@ -138,8 +140,12 @@ class RegisterMachine(Machine[RegisterState]):
                 be ``left``, or ``left + right``.
         """
         problems, registers, shape, done, answered, steps, idle = state
+        effects = self._effects(problems)
+        kernels = integer_kernels(effects, action, *state[1:]) if combine is arithmetic else None
+        if kernels:
+            return _step_compiled(kernels, effects, state, action, self.max_steps)
         action = action.clamp(PADDING, LAST_TOKEN).masked_fill_(done, PADDING)
-        effect = self._effects(problems).index_select(0, shape + action)  # [B, 7]
+        effect = effects.index_select(0, shape + action)  # [B, 7]
         shape, tool, _, _, target, idled, stepped = effect.unbind(1)
         left, right = registers.gather(1, effect[:, 2:4]).unbind(1)
         registers = registers.scatter(1, target[:, None], combine(tool, left, right)[:, None])
@@ -148,3 +154,26 @@ class RegisterMachine(Machine[RegisterState]):
         if self.max_steps is not None:
             done = done | (steps >= self.max_steps)
         return RegisterState(problems, registers, shape, done, answered | answer, steps, idle + idled)
+
+
+def _step_compiled(
+    kernels: ModuleType, effects: Tensor, state: RegisterState, action: Tensor, max_steps: int | None
+) -> RegisterState:
+    """``RegisterMachine.step`` with ``arithmetic``, by the kernels."""
+    after = RegisterState(state.problems, *(torch.empty_like(tensor) for tensor in state[1:]))
+    kernels.registers_step(
+        *state.registers.shape,
+        len(effects),
+        torch.get_num_threads(),
+        PADDING,
+        LAST_TOKEN,
+        Token.MUL,
+        Token.SUB,
+        Token.ANS,
+        max_steps or 0,
+        effects.data_ptr(),
+        action.data_ptr(),
+        *(tensor.data_ptr() for tensor in state[1:]),
+        *(tensor.data_ptr() for tensor in after[1:]),
+    )
+    return after

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from toolagent_pl import CalculatorMachine
-from toolagent_pl.agents import ActorCritic, kernels
+from toolagent_pl import CalculatorMachine, TutorialMachine, kernels
+from toolagent_pl.agents import ActorCritic
+from toolagent_pl.agents.compiled import CompiledCell
 from toolagent_pl.agents.gru import PlainCell, RecordedGRU
-from toolagent_pl.agents.kernels import CompiledCell
 from toolagent_pl.learning.rollout import rollout
+from toolagent_pl.machines import execute
 from toolagent_pl.problems import Ladder
+from toolagent_pl.randomness import Purpose, random_bits
 from toolagent_pl.tokens import STAGED_VOCABULARY, Token
 
 LADDER = Ladder(["T0", "T1", "T2"])
@@ -25,7 +27,7 @@ def compiled(request, monkeypatch):
     mine = kernels.compiled()
     if mine is None or (request.param == "_avx512" and mine.LANES < 16):
         pytest.skip(f"{request.param}: not compiled, or not for this processor")
-    module = import_module(f"toolagent_pl.agents.{request.param}")
+    module = import_module(f"toolagent_pl.kernels.{request.param}")
     monkeypatch.setattr(kernels, "compiled", lambda: module)
     return module
 
@@ -103,6 +105,93 @@ def test_choices_are_drawn_by_inverse_transform_sampling(batch, actions):
     assert torch.equal(network.choose(hidden, None), network.log_policy(hidden).argmax(1))
 
 
+@pytest.mark.usefixtures("compiled", "threads")
+@pytest.mark.parametrize("actions", [["MUL"], ["MUL", "ANS", "STO"], None])
+@pytest.mark.parametrize("batch", [1, 9, 77, 5000])
+@pytest.mark.parametrize("d", [16, 96])
+def test_judgements_and_their_gradients_are_those_of_float64(batch, d, actions):
+    everything = [str(token) for token in Token if token < STAGED_VOCABULARY]
+    generator = torch.Generator().manual_seed(batch)
+    hidden = 3 * torch.randn(batch, d, generator=generator)
+    choices = torch.randint(len(actions or everything), (batch,), generator=generator)
+    weight = torch.randn(3, batch, generator=generator)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        network, states = agent(d=d, actions=actions or everything).to(dtype), hidden.to(dtype).requires_grad_()
+        if dtype == torch.float32:
+            judgement = torch.stack(network.judge(states, choices))
+        else:
+            policy = torch.distributions.Categorical(logits=network.policy(states)[:, network.actions])
+            judgement = torch.stack([policy.log_prob(choices), policy.entropy(), network.value(states)[:, 0]])
+        inputs = [states, *network.policy.parameters(), *network.value.parameters()]
+        results.append([judgement, *torch.autograd.grad((judgement * weight).sum(), inputs)])
+    for single, double in zip(*results, strict=True):
+        assert_close(single.double(), double, rtol=1e-4, atol=1e-5 * max(1, double.abs().max().item()))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_sure_policies_have_finite_judgements():
+    network, choices = agent(), torch.arange(6)
+    network.policy.bias.data[network.actions] = torch.tensor([0, 1e4, 0, -1e4, 100, 0])
+    hidden = torch.randn(6, 48, requires_grad=True)
+    judgement = network.judge(hidden, choices)
+    assert judgement.log_prob.tolist() == pytest.approx([-1e4, 0, -1e4, -2e4, -9.9e3, -1e4], rel=1e-3)
+    assert judgement.entropy.abs().max() < 1e-30
+    assert torch.autograd.grad(judgement.entropy.sum(), hidden)[0].isfinite().all()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_choices_that_are_not_there_are_not_read():
+    with pytest.raises(IndexError, match="choice"):
+        agent().judge(torch.randn(3, 48), torch.tensor([0, 6, 1]))
+
+
+@pytest.mark.usefixtures("compiled", "threads")
+@pytest.mark.parametrize("machine", [CalculatorMachine(), CalculatorMachine(max_steps=5), TutorialMachine()])
+@pytest.mark.parametrize("batch", [1, 3000])
+def test_machines_end_as_they_do_by_pytorch(machine, batch, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    number = torch.arange(batch)
+    problems = LADDER.problems(number, number % 3, number * 61 % 1000)
+    actions = torch.randint(-3, 25, (batch, 12), generator=generator)  # with padding, and what is no token
+    tools = torch.randint(Token.MUL, Token.EOS, (batch, 12), generator=generator)
+    actions = torch.where(torch.rand(batch, 12, generator=generator) < 0.2, actions, tools)
+    states = execute(machine, problems, actions)
+    monkeypatch.setattr(kernels, "compiled", lambda: None)
+    for state, wanted in zip(states, execute(machine, problems, actions), strict=True):
+        for field, tensor, plain in zip(state._fields[1:], state[1:], wanted[1:], strict=True):
+            assert torch.equal(tensor, plain), field
+
+
+@pytest.mark.usefixtures("compiled")
+def test_products_wrap_as_they_do_by_pytorch(monkeypatch):
+    big = torch.full((4, 3), 2**62 + 12345)
+    problems = LADDER.problems(*torch.zeros(3, 4, dtype=torch.int64))._replace(operands=big)
+    actions = torch.tensor(
+        [[Token.MUL, Token.ADD], [Token.SUB, Token.MUL], [Token.ADD, Token.SUB], [Token.STO, Token.RCL]]
+    )
+    values = execute(CalculatorMachine(), problems, actions)[-1].value
+    monkeypatch.setattr(kernels, "compiled", lambda: None)
+    assert torch.equal(values, execute(CalculatorMachine(), problems, actions)[-1].value)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_shapes_that_a_machine_does_not_have_are_refused():
+    machine, number = CalculatorMachine(), torch.zeros(2, dtype=torch.int64)
+    state = machine.start(LADDER.problems(number, number, number))
+    with pytest.raises(IndexError, match="shape"):
+        machine.step(state._replace(shape=state.shape + 10**6), number + Token.MUL)
+
+
+@pytest.mark.usefixtures("compiled", "threads")
+@pytest.mark.parametrize("count", [0, 5, 100_000])
+def test_random_bits_are_those_of_pytorch(count, monkeypatch):
+    counter = torch.arange(count) * 0x123456789ABCDEF
+    bits = random_bits(7, Purpose.ACTION, counter)
+    monkeypatch.setattr(kernels, "compiled", lambda: None)
+    assert torch.equal(bits, random_bits(7, Purpose.ACTION, counter))
+
+
 @pytest.mark.usefixtures("compiled")
 def test_a_derived_agent_acts_by_its_own_policy():
     class Fixed(ActorCritic):
@@ -126,9 +215,10 @@ def test_they_are_what_a_rollout_uses(compiled, monkeypatch):
     monkeypatch.setattr(kernels, "compiled", Watched)
     network, number = agent(), torch.arange(200)
     problems = LADDER.problems(number, number % 3, number)
-    log_policy, values = rollout(network, CalculatorMachine(max_steps=6), problems, 6, seed=1).judge(network)
-    (log_policy.sum() + values.sum()).backward()
-    assert set(called) == {"step", "choose", "backward"}
+    torch.stack(rollout(network, CalculatorMachine(max_steps=6), problems, 6, seed=1).judge(network)).sum().backward()
+    assert set(called) == {
+        "random_bits", "gru_step", "heads_choose", "registers_step", "heads_judge", "heads_backward", "gru_backward"
+    }  # fmt: skip
 
 
 @pytest.mark.usefixtures("compiled", "threads")
@@ -173,10 +263,10 @@ def test_what_is_no_number_is_passed_on():
 )
 def test_what_they_cannot_compute_is_left_to_pytorch(compiled, unfit):
     fit = torch.randn(32, 48)
-    assert kernels.kernels_for(fit) is compiled
-    assert kernels.kernels_for(fit, unfit(fit)) is None
+    assert kernels.network_kernels(fit) is compiled
+    assert kernels.network_kernels(fit, unfit(fit)) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert kernels.kernels_for(fit) is None
+        assert kernels.network_kernels(fit) is None
 
 
 @pytest.mark.usefixtures("compiled")
