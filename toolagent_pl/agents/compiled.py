@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from toolagent_pl.agents.agent import Judgement
+from toolagent_pl.agents.cell import Rows
 
 _ROWS_OF_PART = 4096
 _MOST_COLUMNS = 3  # vectors of sums that a row has room for
@@ -29,7 +30,7 @@ def _product_over_rows(left: Tensor, right: Tensor) -> Tensor:
 
 
 class CompiledCell:
-    """A GRU by the kernels; see ``gru.Cell``.
+    """A GRU by the kernels; see ``Cell``.
 
     Args:
         kernels: The compiled module.
@@ -45,10 +46,9 @@ class CompiledCell:
         self._weight = weight.detach().view(3, vectors, lanes, self._d).permute(1, 3, 0, 2).contiguous()
         self._columns, self._weight_back = _weight_back(kernels, weight.detach())
 
-    def step(
-        self, heard: Tensor, kept: Tensor | None, last: Tensor, gates: Tensor, before: Tensor, after: Tensor
-    ) -> None:
+    def step(self, rows: Rows, kept: Tensor | None, last: Tensor) -> None:
         """One step."""
+        heard, gates, before, after = rows
         self._kernels.gru_step(
             len(heard),
             self._d,
@@ -66,16 +66,10 @@ class CompiledCell:
         )
 
     def backward(
-        self,
-        output: Tensor,
-        steps: list[tuple[int, Tensor | None]],
-        batch: int,
-        heard: Tensor,
-        gates: Tensor,
-        before: Tensor,
-        after: Tensor,
+        self, rows: Rows, output: Tensor, steps: list[tuple[int, Tensor | None]], batch: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the initial state, the table and the weight."""
+        heard, gates, before, after = rows
         d, threads, vocabulary = self._d, torch.get_num_threads(), len(self._table)
         tables = gates.new_zeros(threads, vocabulary, 4 * d)  # each thread sums up in one of its own
         flow, spare = gates.new_zeros(2, batch, d)

@@ -9,13 +9,12 @@ the reset gate applied after the matrix product, as in ``torch.nn.GRU``:
 where i is what the token heard contributes and h_r, h_z, h_n = W h.
 """
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolagent_pl.agents.agent import Recurrence
+from toolagent_pl.agents.cell import Cell, Rows
 from toolagent_pl.agents.compiled import CompiledCell
 from toolagent_pl.kernels import network_kernels
 
@@ -34,49 +33,6 @@ def gate_table(embedding: nn.Embedding, gru: nn.GRU) -> Tensor:
     return torch.cat([new, reset + bias_reset, update + bias_update, bias_new.expand_as(new)], 1)
 
 
-class Cell(Protocol):
-    """Takes steps, and knows the gradients of those taken. It may keep weights in a form of its own."""
-
-    def step(
-        self, heard: Tensor, kept: Tensor | None, last: Tensor, gates: Tensor, before: Tensor, after: Tensor
-    ) -> None:
-        """One step of ``K`` rows.
-
-        Args:
-            heard: int64 ``[K]``, tokens.
-            kept: int64 ``[K]``, rows of ``last`` that go on; None for all of them.
-            last: ``[L, d]``.
-            gates: ``[K, 4d]``; the values of n, r, z, h_n on return.
-            before, after: ``[K, d]``; the states that each row goes on from, and gets to, on return.
-        """
-
-    def backward(
-        self,
-        output: Tensor,
-        steps: list[tuple[int, Tensor | None]],
-        batch: int,
-        heard: Tensor,
-        gates: Tensor,
-        before: Tensor,
-        after: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Back-propagation through time. The rows of all steps come one after the other, ``[N]``.
-
-        With ``D`` the gradient of (i_n, r, z, h_n) before their activations and ``f`` that of a step's state:
-            D_i_n = f (1 - z) (1 - n^2),  D_z = f (1 - z) z (h - n),  D_h_n = D_i_n r,  D_r = D_i_n h_n r (1 - r)
-        and ``z (h - n) = h' - n``; ``f z + (D_r, D_z, D_h_n) W`` is what the step before gets.
-
-        Args:
-            output: ``[N, d]``, gradient of ``after``.
-            steps: For each step how many rows it has, and ``kept``.
-            batch: Rows before the first step.
-            heard, gates, before, after: Of all steps. The gates are overwritten.
-
-        Returns:
-            Gradients of the initial state ``[batch, d]``, the table ``[V, 4d]`` and the weight ``[3d, d]``.
-        """
-
-
 class PlainCell:
     """A GRU by operations of PyTorch: for every device and precision.
 
@@ -91,10 +47,9 @@ class PlainCell:
         self._rows[:, : weight.shape[1]] *= 2  # for tanh(x) = 2 sigmoid(2x) - 1
         self._weight = weight.detach().T.to(precision).contiguous()  # [d, 3d]
 
-    def step(
-        self, heard: Tensor, kept: Tensor | None, last: Tensor, gates: Tensor, before: Tensor, after: Tensor
-    ) -> None:
+    def step(self, rows: Rows, kept: Tensor | None, last: Tensor) -> None:
         """One step."""
+        heard, gates, before, after = rows
         d = last.shape[1]
         if kept is None:
             before.copy_(last)
@@ -110,20 +65,14 @@ class PlainCell:
         torch.lerp(new, before, update, out=after)
 
     def backward(
-        self,
-        output: Tensor,
-        steps: list[tuple[int, Tensor | None]],
-        batch: int,
-        heard: Tensor,
-        gates: Tensor,
-        before: Tensor,
-        after: Tensor,
+        self, rows: Rows, output: Tensor, steps: list[tuple[int, Tensor | None]], batch: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Back-propagation through time.
 
         The gradients take the places of the gates, whose memory is at hand; D_r and D_h_n change places, so that
         each can be made from what is still there.
         """
+        heard, gates, before, after = rows
         d = output.shape[1]
         weight_reset, weight_update, weight_new = self._weight.T.chunk(3)
         weight = torch.cat([weight_new, weight_update, weight_reset])  # [3d, d]
@@ -131,17 +80,17 @@ class PlainCell:
         end = len(output)
         for t in reversed(range(len(steps))):
             count, kept = steps[t]
-            rows, end = slice(end - count, end), end - count
-            flow = output[rows].clone() if flow is None else flow.add_(output[rows])
-            new, reset, update, new_hidden = gates[rows].chunk(4, 1)
+            part, end = slice(end - count, end), end - count
+            flow = output[part].clone() if flow is None else flow.add_(output[part])
+            new, reset, update, new_hidden = gates[part].chunk(4, 1)
             carried = flow * update
             slope = flow.sub_(carried)  # f (1 - z)
-            torch.sub(after[rows], new, out=update).mul_(slope)
+            torch.sub(after[part], new, out=update).mul_(slope)
             torch.ops.aten.tanh_backward.grad_input(slope, new, grad_input=new)
             new_hidden.mul_(new)
             torch.ops.aten.sigmoid_backward.grad_input(new_hidden, reset, grad_input=new_hidden)
             reset.mul_(new)
-            _add_product(carried, gates[rows, d:], weight)
+            _add_product(carried, gates[part, d:], weight)
             flow = carried
             if kept is not None:  # nothing comes back from where an episode has ended
                 length = steps[t - 1][0] if t else batch
@@ -176,7 +125,7 @@ class _Sequence(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, output):  # type: ignore[no-untyped-def]
         """Gradients of the first three inputs."""
-        return *ctx.cell.backward(output, ctx.steps, ctx.batch, *ctx.saved_tensors), *[None] * 6
+        return *ctx.cell.backward(Rows(*ctx.saved_tensors), output, ctx.steps, ctx.batch), *[None] * 6
 
 
 def _sum_by_token(rows: Tensor, token: Tensor, vocabulary: int) -> Tensor:
@@ -226,7 +175,7 @@ class RecordedGRU(Recurrence):
         count, heard = len(heard), heard.contiguous()
         rows = slice(self._end, self._end + count)
         after = self._after[rows]
-        self._cell.step(heard, kept, self._last, self._gates[rows], self._before[rows], after)
+        self._cell.step(Rows(heard, self._gates[rows], self._before[rows], after), kept, self._last)
         self._last = after
         self._end = self._end + count if self._recording else len(self._after) // 2 - self._end
         if self._recording:
