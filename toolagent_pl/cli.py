@@ -267,10 +267,10 @@ class ToolAgentCLI(LightningCLI):
         self.started = Started()
         own = options.callbacks or []
         own = own if isinstance(own, list) else [own]
-        callbacks = [*own, StopOnNonFinite(), RanksAgree(), self.started]
         self.solved = StopWhenSolved()
+        callbacks = [*own, StopOnNonFinite(), RanksAgree(), self.started, self.solved]
         if self.subcommand == "fit":
-            callbacks += [self.solved, Throughput()]
+            callbacks.append(Throughput())
         if options.enable_progress_bar is not False:
             terminal = sys.stderr.isatty()
             callbacks.append(ProgressBar() if terminal else EpochLines())
