@@ -76,9 +76,10 @@ def test_entropy_and_chosen_probabilities():
     assert entropy[0].tolist() == pytest.approx([math.log(2), -0.9 * math.log(0.9) - 0.1 * math.log(0.1)])
 
 
-def test_choices_are_judged_by_both_heads():
-    """Once by one product for all heads, once by what every agent has."""
-    network, hidden = agent(d=20), torch.randn(9, 20)
+@pytest.mark.parametrize("d", [16, 20])
+def test_choices_are_judged_by_both_heads(d):
+    """By the kernels where they fit, and by what every agent has."""
+    network, hidden = agent(d=d), torch.randn(9, d)
     for judge in (network.judge, partial(Agent.judge, network)):
         choices = torch.arange(9) % 6
         judgement = judge(hidden, choices)

@@ -146,10 +146,11 @@ def test_visible_actions_run_to_the_same_end():
 def replayed(network, past_end):
     """Episodes, what is thought of them, and the gradient of something that depends on all of that."""
     episodes = rollout(network, MACHINE, problems(40), HORIZON, seed=8, past_end=past_end)
+    log_policy = network.log_policy(episodes.recurrence.replay()).detach()  # [N, A]
     judgement = episodes.judge(network)
     (something(judgement) * (episodes.mask | past_end)).sum().backward()
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-    return episodes, torch.stack(judgement).detach(), gradients
+    return episodes, log_policy, torch.stack(judgement).detach(), gradients
 
 
 def something(judgement):
@@ -159,9 +160,10 @@ def something(judgement):
 @pytest.mark.parametrize("past_end", [False, True])
 def test_what_is_replayed_is_what_a_plain_gru_computes(past_end):
     """States, and the gradients of all weights, in float64."""
-    fast, judgement, gradients = replayed(agent().double(), past_end)
-    plain, plain_judgement, plain_gradients = replayed(agent(PlainActorCritic).double(), past_end)
+    fast, log_policy, judgement, gradients = replayed(agent().double(), past_end)
+    plain, plain_log_policy, plain_judgement, plain_gradients = replayed(agent(PlainActorCritic).double(), past_end)
     assert torch.equal(fast.tokens, plain.tokens)
+    assert_close(log_policy, plain_log_policy)
     assert_close(judgement, plain_judgement)
     assert gradients.keys() == plain_gradients.keys()
     for name, gradient in gradients.items():
@@ -171,12 +173,14 @@ def test_what_is_replayed_is_what_a_plain_gru_computes(past_end):
 @pytest.mark.parametrize("kind", [ActorCritic, PlainActorCritic])
 def test_steps_after_the_end_are_left_out_and_change_nothing(kind):
     """Ended episodes are dropped from the batch; what is left of it goes on as it would have."""
-    short, judgement, gradients = replayed(agent(kind).double(), past_end=False)
+    short, log_policy, judgement, gradients = replayed(agent(kind).double(), past_end=False)
     whole = rollout(agent(kind).double(), MACHINE, problems(40), HORIZON, seed=8, past_end=True)
     assert torch.equal(visible_actions(short), visible_actions(whole))
     assert len(short.recurrence.replay()) == short.mask.sum() < short.mask.numel()
     network = agent(kind).double()
     whole = rollout(network, MACHINE, problems(40), HORIZON, seed=8, past_end=True)
+    whole_log_policy = network.log_policy(whole.recurrence.replay()).unflatten(0, whole.mask.shape)
+    assert_close(log_policy, whole_log_policy[short.mask])
     whole_judgement = whole.judge(network)
     assert_close(judgement[:, short.mask], torch.stack(whole_judgement)[:, short.mask])
     (something(whole_judgement) * whole.mask).sum().backward()

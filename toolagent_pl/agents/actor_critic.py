@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolagent_pl.agents import compiled
-from toolagent_pl.agents.agent import Agent, Judgement, Recurrence, chosen_and_entropy
+from toolagent_pl.agents.agent import Agent, Judgement, Recurrence
 from toolagent_pl.agents.gru import RecordedGRU
 from toolagent_pl.kernels import network_kernels
 from toolagent_pl.problems import Problems
@@ -97,16 +97,11 @@ class ActorCritic(Agent):
         return values[..., 0]
 
     def judge(self, hidden: Tensor, choices: Tensor) -> Judgement:
-        """What to learn from, ``[N]`` each, from one matrix product."""
-        if _has_own_heads(type(self)):
-            return super().judge(hidden, choices)
+        """What to learn from, ``[N]`` each."""
         kernels = self._kernels(hidden)
-        if kernels:
-            return compiled.judge(kernels, hidden, choices, self.policy, self.value, self.actions)
-        weight = torch.cat([self.policy.weight[self.actions], self.value.weight])
-        bias = torch.cat([self.policy.bias[self.actions], self.value.bias])
-        heads = _actions_first(hidden, weight, bias)
-        return Judgement(*chosen_and_entropy(F.log_softmax(heads[:-1], 0).T, choices), heads[-1])
+        if kernels is None:
+            return super().judge(hidden, choices)
+        return compiled.judge(kernels, hidden, choices, self.policy, self.value, self.actions)
 
     def _kernels(self, hidden: Tensor) -> ModuleType | None:
         """What can compute the heads of these states faster."""
