@@ -104,14 +104,14 @@ UNFIT = "expected a checkpoint of such a run; it cannot be restored"
     [
         (["toolagent_pl"], None, "a checkpoint of another program, expected one of toolagent_pl"),
         (["toolagent_pl"], "1", "a checkpoint of another program, expected one of toolagent_pl"),
-        (["toolagent_pl", "format"], 2, "a checkpoint of format 2, expected format 1"),
+        (["toolagent_pl", "format"], 1, "a checkpoint of format 1, expected format 2"),
         (["toolagent_pl", "format"], torch.ones(2), "a checkpoint of format tensor"),
         (["toolagent_pl", "stages"], ["T0"], "data.stages: got ['T0', 'T1', 'T2'], expected ['T0'] as in the"),
         (["pytorch-lightning_version"], "one", UNFIT),
         (["pytorch-lightning_version"], 2, SOMETHING_ELSE),
         (["state_dict"], [1, 2], SOMETHING_ELSE),
-        (["state_dict", "agent.gru.bias_hh_l0"], None, "with nothing for agent.gru.bias_hh_l0"),
-        (["state_dict", "agent.gru.bias_hh_l0"], "weights", UNFIT),
+        (["state_dict", "agent.gru.bias_hh"], None, "with nothing for agent.gru.bias_hh"),
+        (["state_dict", "agent.gru.bias_hh"], "weights", UNFIT),
         (["state_dict", "more"], torch.zeros(3), UNFIT),
         (["global_step"], -1, SOMETHING_ELSE),
         (["loops"], None, SOMETHING_ELSE),
@@ -141,7 +141,7 @@ def test_fit_refuses_a_checkpoint_that_it_could_not_go_on_from(capsys, checkpoin
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(("path", "value", "message"), [
     (["toolagent_pl"], None, "a checkpoint of another program"),
-    (["toolagent_pl", "format"], 2, "a checkpoint of format 2"),
+    (["toolagent_pl", "format"], 1, "a checkpoint of format 1"),
     (["pytorch-lightning_version"], "one", UNFIT),
     (["loops"], {}, UNFIT),
 ])  # fmt: skip

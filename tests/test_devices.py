@@ -43,7 +43,7 @@ class PlainActorCritic(ActorCritic):
     begin = Agent.begin
 
     def step(self, hidden, heard):
-        return torch.tanh(self.embedding(heard) + hidden @ self.gru.weight_hh_l0[: hidden.shape[1]])
+        return torch.tanh(self.embedding(heard) + hidden @ self.gru.weight_hh[: hidden.shape[1]])
 
 
 @pytest.mark.parametrize("agent", [ActorCritic, PlainActorCritic])

@@ -254,7 +254,7 @@ def test_saturated_gates_stay_finite(scale):
 def test_what_is_no_number_is_passed_on():
     """Else a run that has gone wrong would go on."""
     network = agent()
-    network.gru.weight_hh_l0.data[0, 0] = float("nan")
+    network.gru.weight_hh.data[0, 0] = float("nan")
     assert network.begin(torch.randn(9, 48), horizon=1).step(torch.arange(9)).isnan().any()
 
 

@@ -19,7 +19,7 @@ from toolagent_pl.problems import Ladder, Problems
 from toolagent_pl.tokens import Token
 
 CHECKPOINT_KEY = "toolagent_pl"
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 def check_origin(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -11,16 +11,17 @@ from benchmarks.contestants.contestant import Weights
 
 
 def named_parameters(
-    embedding: nn.Embedding, stage: nn.Embedding, gru: nn.GRU, policy: nn.Linear, value: nn.Linear
+    embedding: nn.Embedding, stage: nn.Embedding, gru: nn.GRU | nn.GRUCell, policy: nn.Linear, value: nn.Linear
 ) -> dict[str, torch.Tensor]:
     """Parameters by their names in ``initial_weights``."""
+    weight_ih, weight_hh, bias_ih, bias_hh = gru.parameters()
     parameters: dict[str, Any] = {
         "embedding": embedding.weight,
         "stage": stage.weight,
-        "gru_input": gru.weight_ih_l0,
-        "gru_input_bias": gru.bias_ih_l0,
-        "gru_hidden": gru.weight_hh_l0,
-        "gru_hidden_bias": gru.bias_hh_l0,
+        "gru_input": weight_ih,
+        "gru_input_bias": bias_ih,
+        "gru_hidden": weight_hh,
+        "gru_hidden_bias": bias_hh,
         "policy": policy.weight,
         "policy_bias": policy.bias,
         "value": value.weight,

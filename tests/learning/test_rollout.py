@@ -28,7 +28,7 @@ class PlainActorCritic(ActorCritic):
     begin = Agent.begin
 
     def step(self, hidden, heard):
-        return self.gru(self.embedding(heard)[None], hidden[None])[1][0]
+        return self.gru(self.embedding(heard), hidden)
 
 
 def agent(kind=ActorCritic, **options):

@@ -51,7 +51,7 @@ class ActorCritic(Agent):
         self.context = context
         self.embedding = nn.Embedding(STAGED_VOCABULARY, d)
         self.stage_embedding = nn.Embedding(stages, d)
-        self.gru = nn.GRU(d, d)
+        self.gru = nn.GRUCell(d, d)
         self.policy = nn.Linear(d, STAGED_VOCABULARY)
         self.value = nn.Linear(d, 1)
         self.actions: Tensor
@@ -88,7 +88,7 @@ class ActorCritic(Agent):
 
     def flop_per_token(self) -> int:
         """FLOP that training on one action takes at least. The input projection of a token is looked up."""
-        recurrent = self.gru.all_weights[0][1].numel()
+        recurrent = self.gru.weight_hh.numel()
         return 6 * (recurrent + (len(self.actions) + 1) * self.value.in_features)
 
     def values(self, hidden: Tensor) -> Tensor:

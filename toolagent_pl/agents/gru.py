@@ -4,7 +4,7 @@ While it acts it writes down its gates. The gradient of the whole sequence then 
 form: per step one matrix product and a few element-wise operations, and one large product for the weights.
 
 Source of the cell: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", EMNLP 2014, with
-the reset gate applied after the matrix product, as in ``torch.nn.GRU``:
+the reset gate applied after the matrix product, as in ``torch.nn.GRUCell``:
     r = sigmoid(i_r + h_r),  z = sigmoid(i_z + h_z),  n = tanh(i_n + r * h_n),  h' = n + z * (h - n)
 where i is what the token heard contributes and h_r, h_z, h_n = W h.
 """
@@ -21,15 +21,14 @@ from toolagent_pl.kernels import network_kernels
 _MINUS_ONE = torch.tensor(-1.0)
 
 
-def gate_table(embedding: nn.Embedding, gru: nn.GRU) -> Tensor:
+def gate_table(embedding: nn.Embedding, gru: nn.GRUCell) -> Tensor:
     """What each token of the vocabulary contributes to the gates, ``[V, 4d]``: i_n, r, z, h_n.
 
     All biases are in it. An embedded token has only ``V`` values, so a row of this table stands for its
     whole input projection.
     """
-    weight_ih, _, bias_ih, bias_hh = gru.all_weights[0]
-    reset, update, new = F.linear(embedding.weight, weight_ih, bias_ih).chunk(3, 1)
-    bias_reset, bias_update, bias_new = bias_hh.chunk(3)
+    reset, update, new = F.linear(embedding.weight, gru.weight_ih, gru.bias_ih).chunk(3, 1)
+    bias_reset, bias_update, bias_new = gru.bias_hh.chunk(3)
     return torch.cat([new, reset + bias_reset, update + bias_update, bias_new.expand_as(new)], 1)
 
 
@@ -142,13 +141,13 @@ class RecordedGRU(Recurrence):
 
     Args:
         embedding: Of the tokens heard.
-        gru: Its weights; one layer, one direction.
+        gru: Its weights.
         initial: ``[B, d]``, state before the first token.
         horizon: Most steps.
     """
 
-    def __init__(self, embedding: nn.Embedding, gru: nn.GRU, initial: Tensor, horizon: int) -> None:
-        self._initial, self._weight = initial, gru.all_weights[0][1]
+    def __init__(self, embedding: nn.Embedding, gru: nn.GRUCell, initial: Tensor, horizon: int) -> None:
+        self._initial, self._weight = initial, gru.weight_hh
         self._table = gate_table(embedding, gru)
         batch, d = initial.shape
         kind = initial.device.type
