@@ -2,7 +2,6 @@
 
 import torch
 
-from toolagent_pl.learning.rollout import rollout
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.stream import ProblemStream
 
@@ -33,10 +32,8 @@ class BareLoop:
         """Do one whole update."""
         module, problems = self.module, self.stream.batch(self.position)
         self.position += 1
-        episodes = rollout(module.agent, module.machine, problems, module.horizon, module.seed)
-        rewards = module.reward(module.machine, episodes.final, episodes.tokens)
-        terms = module.algorithm(episodes, rewards, episodes.judge(module.agent), lambda x: x)
+        loss = module.learn(problems).loss
         self.optimizer.zero_grad()
-        terms.loss.backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, LARGEST_NORM)
         self.optimizer.step()

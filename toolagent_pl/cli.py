@@ -318,6 +318,12 @@ class ToolAgentCLI(LightningCLI):
                 raise
             self.parser.error(str(error), error)
         except RuntimeError as error:
+            if self.model.compile_step:
+                from torch._dynamo.exc import BackendCompilerFailed  # not needed otherwise, and takes a second
+
+                if isinstance(error, BackendCompilerFailed):
+                    reason = one_line(str(error).strip().splitlines()[0])
+                    sys.exit(f"error: model.compile_step: got true, which torch.compile cannot do here ({reason})")
             gone = re.search(RANK_IS_GONE, str(error))
             if self.trainer.world_size == 1 or gone is None:
                 raise
@@ -355,6 +361,9 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*configure_optimizers` will be overridden")  # as --optimizer says
     warnings.filterwarnings("ignore", message=".*dirpath has changed")  # each command logs into its own directory
     warnings.filterwarnings("ignore", message=".*infer the batch indices")  # there are none: problems are numbered
+    # What is logged was averaged over ranks already, or is the same on all of them.
+    warnings.filterwarnings("ignore", message=r".*self.log\('(val/|test/|train/stage).*sync_dist")
+    warnings.filterwarnings("ignore", message=".*all_gather is deprecated", category=FutureWarning)  # Lightning's
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning's, not ours
     with ending_with_parent():
         ToolAgentCLI(

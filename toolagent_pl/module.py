@@ -1,10 +1,11 @@
 """The LightningModule: an agent, the machine it acts on, the reward, and the algorithm that it learns by."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from toolagent_pl.agents import ActorCritic, Agent
@@ -38,6 +39,20 @@ def check_origin(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return header
 
 
+class Step(NamedTuple):
+    """What comes out of the forward half of an update. Scalars on the device.
+
+    Attributes:
+        loss: With gradient.
+        actions: int64, how many actions the episodes took.
+        points: Of the curves; none where they were not asked for.
+    """
+
+    loss: Tensor
+    actions: Tensor
+    points: dict[str, Tensor]
+
+
 class ToolAgent(LightningModule):
     """Learns to call tools by reinforcement.
 
@@ -49,6 +64,8 @@ class ToolAgent(LightningModule):
         algorithm: What is learned from them.
         learning_rate: Of Adam. The command line's ``--optimizer`` and ``--lr_scheduler`` replace Adam.
         seed: Seed of the action noise.
+        compile_step: Compile rollout, loss and gradient with ``torch.compile``, on a GPU into CUDA graphs. It takes a
+            minute or two to begin with, and pays where a GPU waits for its kernels to be started.
 
     Raises:
         ValueError: If the parts do not fit together, for example a step limit that no program of a stage
@@ -64,6 +81,7 @@ class ToolAgent(LightningModule):
         algorithm: Algorithm | None = None,
         learning_rate: float = 3e-3,
         seed: int = 0,
+        compile_step: bool = False,
     ) -> None:
         super().__init__()
         self.ladder = Ladder(stages)
@@ -73,9 +91,11 @@ class ToolAgent(LightningModule):
         self.algorithm = algorithm or A2C()
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"model.learning_rate: got {learning_rate}, expected a number of more than 0")
-        self.learning_rate, self.seed = learning_rate, seed
+        self.learning_rate, self.seed, self.compile_step = learning_rate, seed, compile_step
         self._check()
         self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last update
+        self._tools = [f"tools/{Token(token)}" for token in self.agent.actions.tolist()]
+        self._compiled: Callable[..., Step] | None = None
         self._points: dict[str, Tensor] = {}  # of the curves, from the last update that is to be logged
         self.accuracy = StageMean(len(self.ladder))
         self.mean_reward = StageMean(len(self.ladder))
@@ -113,21 +133,36 @@ class ToolAgent(LightningModule):
 
     def training_step(self, problems: Problems, batch_idx: int) -> Tensor:
         """Roll out, score, and return the loss."""
+        if self.compile_step:
+            if self._compiled is None:
+                rank_zero_info("Compiling the training step, which takes a minute or two.")
+                self.learn(problems)  # machines and rewards make their tables: the compiler takes those as they are
+                # A CUDA graph overwrites its gradients when it runs again: they cannot be added up.
+                mode = "reduce-overhead" if self.trainer.accumulate_grad_batches == 1 else "default"
+                self._compiled = torch.compile(self.learn, dynamic=False, mode=mode)
+            # Points cost next to nothing here, and a second variant of the step without them would take as long again.
+            step = self._compiled(problems, with_points=True)
+        else:
+            step = self.learn(problems, with_points=self._is_logging_step())
+        self.actions_taken, self._points = step.actions, step.points
+        return step.loss
+
+    def learn(self, problems: Problems, with_points: bool = False) -> Step:
+        """Let the agent act, and compute the loss of what it did."""
         past_end = self.algorithm.past_end
         episodes = rollout(self.agent, self.machine, problems, self.horizon, self.seed, past_end)
         rewards = self.reward(self.machine, episodes.final, episodes.tokens)
         terms = self.algorithm(episodes, rewards, episodes.judge(self.agent), self._mean_over_ranks)
-        self.actions_taken = episodes.final.steps.sum()
-        if self._is_logging_step():
-            self._points = self._training_points(episodes, rewards, terms)
-        return terms.loss
+        points = self._training_points(episodes, rewards, terms) if with_points else {}
+        return Step(terms.loss, episodes.final.steps.sum(), points)
 
     def _mean_over_ranks(self, tensor: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
+        ranks = self._trainer.world_size if self._trainer else 1
+        if ranks == 1:
             return tensor
-        reduced = self.trainer.strategy.reduce(tensor, reduce_op="mean")
-        assert isinstance(reduced, Tensor)
-        return reduced
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)  # torch.compile can follow this, but not what Lightning wraps around it
+        return total / ranks
 
     def _is_logging_step(self) -> bool:
         """Whether Lightning writes out what is logged in this step."""
@@ -135,9 +170,8 @@ class ToolAgent(LightningModule):
 
     def _training_points(self, episodes: Rollout, rewards: Tensor, terms: LossTerms) -> dict[str, Tensor]:
         """The terms of the loss and what the agent did."""
-        steps = self.actions_taken
+        steps = episodes.final.steps.sum()
         calls = (episodes.tokens[..., None] == self.agent.actions) & episodes.mask[..., None]  # [T, B, A]
-        names = [f"tools/{Token(token)}" for token in self.agent.actions.tolist()]
         return {
             "train/reward": rewards.sum(0).mean(),
             "train/accuracy": self.machine.outcome(episodes.final).correct.float().mean(),
@@ -147,7 +181,7 @@ class ToolAgent(LightningModule):
             "train/entropy": terms.entropy.detach(),
             "train/episode_length": steps / episodes.problems.size,
             "train/idle_share": episodes.final.idle.sum() / steps,
-            **dict(zip(names, calls.sum((0, 1)) / steps, strict=True)),
+            **dict(zip(self._tools, calls.sum((0, 1)) / steps, strict=True)),
         }
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

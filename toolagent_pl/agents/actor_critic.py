@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from toolagent_pl.agents import compiled
 from toolagent_pl.agents.agent import Agent, Judgement, Recurrence
-from toolagent_pl.agents.gru import RecordedGRU
+from toolagent_pl.agents.gru import RecordedGRU, gate_table, gru_step
 from toolagent_pl.kernels import network_kernels
 from toolagent_pl.problems import Problems
 from toolagent_pl.tokens import STAGED_VOCABULARY, TOOL_NAMES, Token
@@ -61,7 +61,7 @@ class ActorCritic(Agent):
         """State of the GRU before the first token, ``[B, d]``."""
         tokens = problems.observation
         # Padding is not read, so that company in the batch does not matter.
-        read = (tokens != Token.EOS).to(self.embedding.weight.dtype)
+        read = tokens.ne(Token.EOS).to(self.embedding.weight.dtype)
         # How often each token is there, times the embedding: a product instead of many look-ups and additions.
         counts = read.new_zeros(problems.size, STAGED_VOCABULARY).scatter_add_(1, tokens, read)  # [B, V]
         counts = counts / read.sum(1, keepdim=True)
@@ -70,8 +70,14 @@ class ActorCritic(Agent):
         context = counts @ self.embedding.weight + self.stage_embedding(problems.stage)
         return 2 * torch.sigmoid(2 * context) - 1  # tanh, which takes PyTorch several times as long on a CPU
 
+    def step(self, hidden: Tensor, heard: Tensor) -> Tensor:
+        """State after one more token heard."""
+        return gru_step(gate_table(self.embedding, self.gru), self.gru.weight_hh, hidden, heard)
+
     def begin(self, hidden: Tensor, horizon: int) -> Recurrence:
-        """A GRU that need not be run again to learn."""
+        """A GRU that knows its gradient; a compiler works it out from the steps, and joins their operations."""
+        if torch.compiler.is_compiling():
+            return super().begin(hidden, horizon)
         return RecordedGRU(self.embedding, self.gru, hidden, horizon)
 
     def choose(self, hidden: Tensor, noise: Tensor | None) -> Tensor:
@@ -105,7 +111,8 @@ class ActorCritic(Agent):
 
     def _kernels(self, hidden: Tensor) -> ModuleType | None:
         """What can compute the heads of these states faster."""
-        kernels = None if _has_own_heads(type(self)) else network_kernels(hidden, self.policy.weight)
+        kernels = network_kernels(hidden, self.policy.weight)
+        kernels = None if not kernels or _has_own_heads(type(self)) else kernels
         return kernels if kernels and compiled.heads_fit(kernels, len(self.actions) + 1) else None
 
 

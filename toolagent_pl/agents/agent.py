@@ -75,7 +75,7 @@ class Agent(nn.Module, ABC):
             hidden: ``[B, d]``, from ``encode``.
             horizon: Most steps that will be taken.
         """
-        return _Repeated(self, hidden)
+        return _Differentiated(self, hidden)
 
     @abstractmethod
     def log_policy(self, hidden: Tensor) -> Tensor:
@@ -130,21 +130,20 @@ def chosen_and_entropy(log_policy: Tensor, choices: Tensor) -> tuple[Tensor, Ten
     return log_prob, -(log_policy.exp() * log_policy).sum(-1)
 
 
-class _Repeated(Recurrence):
-    """Takes all steps a second time to learn from them: right for every agent that has ``step``."""
+class _Differentiated(Recurrence):
+    """Leaves the gradient to autograd: right for every agent that has ``step``."""
 
     def __init__(self, agent: Agent, hidden: Tensor) -> None:
-        self._agent, self._initial, self._hidden = agent, hidden, hidden.detach()
-        self._steps: list[tuple[Tensor, Tensor | None]] = []
+        self._agent, self._hidden = agent, hidden
+        self._recording = torch.is_grad_enabled()
+        self._states: list[Tensor] = []
 
-    @torch.no_grad()
     def step(self, heard: Tensor, kept: Tensor | None = None) -> Tensor:
-        self._steps.append((heard, kept))
-        self._hidden = self._agent.step(self._hidden if kept is None else self._hidden[kept], heard)
-        return self._hidden
+        with torch.set_grad_enabled(self._recording):
+            self._hidden = self._agent.step(self._hidden if kept is None else self._hidden[kept], heard)
+        if self._recording:
+            self._states.append(self._hidden)
+        return self._hidden.detach()
 
     def replay(self) -> Tensor:
-        states = [self._initial]
-        for heard, kept in self._steps:
-            states.append(self._agent.step(states[-1] if kept is None else states[-1][kept], heard))
-        return torch.cat(states[1:])
+        return torch.cat(self._states)

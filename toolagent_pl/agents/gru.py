@@ -32,6 +32,22 @@ def gate_table(embedding: nn.Embedding, gru: nn.GRUCell) -> Tensor:
     return torch.cat([new, reset + bias_reset, update + bias_update, bias_new.expand_as(new)], 1)
 
 
+def gru_step(table: Tensor, weight: Tensor, hidden: Tensor, heard: Tensor) -> Tensor:
+    """State after one more token heard, ``[B, d]``: the definition, for autograd.
+
+    Args:
+        table: ``[V, 4d]``, from ``gate_table``.
+        weight: ``[3d, d]``.
+        hidden: ``[B, d]``.
+        heard: int64 ``[B]``.
+    """
+    i_new, i_reset, i_update, bias_new = _Rows.apply(table, heard).chunk(4, 1)
+    h_reset, h_update, h_new = F.linear(hidden, weight).chunk(3, 1)
+    reset, update = torch.sigmoid(i_reset + h_reset), torch.sigmoid(i_update + h_update)
+    new = torch.tanh(i_new + reset * (h_new + bias_new))
+    return new + update * (hidden - new)
+
+
 class PlainCell:
     """A GRU by operations of PyTorch: for every device and precision.
 
@@ -134,6 +150,23 @@ def _sum_by_token(rows: Tensor, token: Tensor, vocabulary: int) -> Tensor:
     # Few tokens get many rows each: additions one by one would wait for each other, and in no fixed order.
     one_hot = torch.arange(vocabulary, device=rows.device)[:, None] == token
     return one_hot.to(rows.dtype) @ rows
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a table, one for each token."""
+
+    @staticmethod
+    def forward(ctx, table, token):  # type: ignore[no-untyped-def]
+        """``[N, k]``."""
+        ctx.save_for_backward(token)
+        ctx.vocabulary = len(table)
+        return table.index_select(0, token)
+
+    @staticmethod
+    def backward(ctx, rows):  # type: ignore[no-untyped-def]
+        """Gradient of the table."""
+        (token,) = ctx.saved_tensors
+        return _sum_by_token(rows, token, ctx.vocabulary), None
 
 
 class RecordedGRU(Recurrence):

@@ -40,7 +40,7 @@ def network_kernels(*tensors: Tensor) -> ModuleType | None:
     They can where the tensors are float32, contiguous and on a CPU, and their width is a multiple of 16, unless
     products are to be computed in a lower precision.
     """
-    fit = all(
+    fit = not torch.compiler.is_compiling() and all(
         tensor.device.type == "cpu"
         and tensor.dtype == torch.float32
         and tensor.is_contiguous()
@@ -52,9 +52,7 @@ def network_kernels(*tensors: Tensor) -> ModuleType | None:
 
 def integer_kernels(*tensors: Tensor) -> ModuleType | None:
     """The kernels, if they can compute with these tensors, int64 or bool, contiguous and on a CPU; else None."""
-    if torch.compiler.is_compiling():  # it knows no addresses
-        return None
-    fit = all(
+    fit = not torch.compiler.is_compiling() and all(  # which knows no addresses
         tensor.device.type == "cpu" and tensor.dtype in (torch.int64, torch.bool) and tensor.is_contiguous()
         for tensor in tensors
     )

@@ -76,7 +76,7 @@ def rollout(
         heard = torch.full_like(problems.stage, Token.CTX)
         kept: Tensor | None = None  # of the episodes running before the last step
         running: Tensor | None = None  # episodes, None for all of them
-        watch = not past_end and problems.device.type == "cpu"
+        watch = not past_end and problems.device.type == "cpu" and not torch.compiler.is_compiling()
         if seed is not None:
             steps = torch.arange(horizon, device=problems.device)[:, None]
             noise = random_uniform(seed, Purpose.ACTION, problems.number * MAX_HORIZON + steps)  # [T, B]

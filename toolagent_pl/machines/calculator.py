@@ -1,7 +1,6 @@
 """The calculator: real tools and a real memory."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,8 +20,7 @@ def _shape(remaining: Tensor, depth: Tensor, recalled: Tensor, valued: Tensor) -
     return ((remaining * (MEMORY_DEPTH + 1) + depth) * 2 + recalled.long()) * 2 + valued.long()
 
 
-@lru_cache
-def _table(width: int, device: torch.device) -> Tensor:
+def _effects(width: int) -> Effects:
     """The rules, for tapes of up to ``width`` operands."""
     axes = (torch.arange(size) for size in (width + 1, MEMORY_DEPTH + 1, 2, 2, PAIRS))
     grid = torch.meshgrid(*axes, indexing="ij")
@@ -30,14 +28,14 @@ def _table(width: int, device: torch.device) -> Tensor:
     recalled, valued, action = recalled == 1, valued == 1, action + PADDING
 
     # Which rule applies; at most one of these is true for each pair.
-    operate = (action >= Token.MUL) & (action <= Token.SUB)
+    operate = action.ge(Token.MUL) & action.le(Token.SUB)
     join_recalled = operate & recalled & valued
     join_next = operate & ~recalled & valued & (remaining >= 1)
     join_two = operate & ~valued & (remaining >= 2)
-    storable = (action == Token.STO) & ~recalled & (depth < MEMORY_DEPTH)
+    storable = action.eq(Token.STO) & ~recalled & (depth < MEMORY_DEPTH)
     store_value = storable & valued
     store_next = storable & ~valued & (remaining >= 1)
-    recallable = (action == Token.RCL) & ~recalled & (depth > 0)
+    recallable = action.eq(Token.RCL) & ~recalled & (depth > 0)
     recall_left = recallable & valued
     recall_value = recallable & ~valued
 
@@ -57,8 +55,8 @@ def _table(width: int, device: torch.device) -> Tensor:
     effects.put(store_next, left=following, target=free)
     effects.put(recall_left, left=top, target=LEFT)
     effects.put(recall_value, left=top, target=ACCUMULATOR)
-    effects.put(action == Token.ANS)
-    return effects.table().to(device)
+    effects.put(action.eq(Token.ANS))
+    return effects
 
 
 class CalculatorMachine(RegisterMachine):
@@ -86,8 +84,8 @@ class CalculatorMachine(RegisterMachine):
         shape = _shape(problems.length, depth=nothing, recalled=nothing, valued=nothing)
         return self._start(problems, [nothing[:, None].expand(-1, TAPE - FREE), tape], shape)
 
-    def _effects(self, problems: Problems) -> Tensor:
-        return _table(problems.operands.shape[1], problems.device)
+    def _effects(self, width: int) -> Effects:
+        return _effects(width)
 
     def outcome(self, state: RegisterState) -> Outcome:
         """How the episodes ended."""

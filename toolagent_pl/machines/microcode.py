@@ -28,7 +28,7 @@ Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def arithmetic(tool: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """``left tool right`` for each row, int64 ``[B]``; ``left + right`` where ``tool`` is no operator."""
-    return torch.where(tool == Token.MUL, left * right, left + torch.where(tool == Token.SUB, -right, right))
+    return torch.where(tool.eq(Token.MUL), left * right, left + torch.where(tool.eq(Token.SUB), -right, right))
 
 
 class Effects(NamedTuple):
@@ -115,9 +115,20 @@ class RegisterMachine(Machine[RegisterState]):
         max_steps: Actions after which an episode ends unanswered; None for no limit.
     """
 
+    def __init__(self, max_steps: int | None = None) -> None:
+        super().__init__(max_steps)
+        self._tables: dict[tuple[int, torch.device], Tensor] = {}
+
     @abstractmethod
-    def _effects(self, problems: Problems) -> Tensor:
-        """``Effects.table`` on the device of the problems."""
+    def _effects(self, width: int) -> Effects:
+        """The rules, for tapes of up to ``width`` operands."""
+
+    def _table(self, problems: Problems) -> Tensor:
+        """The rules for these problems, made once: to copy them in each update, a GPU would be waited for."""
+        key = problems.operands.shape[1], problems.device
+        if key not in self._tables:
+            self._tables[key] = self._effects(key[0]).table().to(key[1])
+        return self._tables[key]
 
     def _start(self, problems: Problems, own: list[Tensor], number: Tensor) -> RegisterState:
         """Nothing done yet.
@@ -140,7 +151,7 @@ class RegisterMachine(Machine[RegisterState]):
                 be ``left``, or ``left + right``.
         """
         problems, registers, shape, done, answered, steps, idle = state
-        effects = self._effects(problems)
+        effects = self._table(problems)
         kernels = integer_kernels(effects, action, *state[1:]) if combine is arithmetic else None
         if kernels:
             return _step_compiled(kernels, effects, state, action, self.max_steps)
@@ -149,7 +160,7 @@ class RegisterMachine(Machine[RegisterState]):
         shape, tool, _, _, target, idled, stepped = effect.unbind(1)
         left, right = registers.gather(1, effect[:, 2:4]).unbind(1)
         registers = registers.scatter(1, target[:, None], combine(tool, left, right)[:, None])
-        answer = action == Token.ANS
+        answer = action.eq(Token.ANS)
         steps, done = steps + stepped, done | answer
         if self.max_steps is not None:
             done = done | (steps >= self.max_steps)

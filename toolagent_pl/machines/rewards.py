@@ -111,7 +111,7 @@ class ProgressReward(Reward):
             before = state
             state = machine.step(state, action, combine=join)
             worked = (state.steps > before.steps) & (state.idle == before.idle)
-            operator = (action >= Token.MUL) & (action <= Token.SUB)
+            operator = action.ge(Token.MUL) & action.le(Token.SUB)
             carried_out.append(worked & operator & (state.value >= 0))
         outcome = _at_last_step(machine.outcome(cast(RegisterState, final)).correct.float(), final.steps, len(actions))
         return outcome + self.weight * torch.stack(carried_out)

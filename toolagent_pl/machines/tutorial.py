@@ -6,7 +6,6 @@ replaces the accumulator by d*e. To learn to calculate, use the calculator.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,7 +23,8 @@ _GRADED = {
     STAGES["T1"]: [Token.MUL, Token.ADD, Token.ANS],
     STAGES["T2"]: [Token.MUL, Token.ADD, Token.SUB, Token.ANS],
 }
-
+_SHARES = [[0.25, 0.5, 0.0, 0.0, 0.0], [0.25, 0.5, 0.75, 0.0, 0.0], [0.2, 0.4, 0.0, 0.6, 0.6]]
+_SHARES_ON: dict[torch.device, Tensor] = {}
 
 # Registers: the operands, and the number 1.
 A, B, C, D, E, ONE = range(FREE, FREE + OPERANDS + 1)
@@ -35,26 +35,25 @@ def _shape(stage: Tensor, stored: Tensor, valued: Tensor) -> Tensor:
     return (stage * 2 + stored.long()) * 2 + valued.long()
 
 
-@lru_cache
-def _table(device: torch.device) -> Tensor:
+def _effects() -> Effects:
     """The rules."""
     grid = torch.meshgrid(*(torch.arange(size) for size in (LAST_STAGE + 1, 2, 2, PAIRS)), indexing="ij")
     stage, stored, valued, action = (axis.reshape(-1, PAIRS) for axis in grid)
     stored, valued, action = stored == 1, valued == 1, action + PADDING
 
-    multiply, store = action == Token.MUL, action == Token.STO
-    recall = (action == Token.RCL) & stored
+    multiply, store = action.eq(Token.MUL), action.eq(Token.STO)
+    recall = action.eq(Token.RCL) & stored
     swapped = stored & (stage == LAST_STAGE)
     effects = Effects.none(_shape(stage, stored=stored | store, valued=valued | multiply | recall))
     effects.put(multiply & ~valued, tool=Token.MUL, left=A, right=B)
     effects.put(multiply & valued, tool=Token.MUL, right=torch.where(stage > 0, D, ONE))
-    effects.put((action == Token.ADD) & valued, tool=Token.ADD, right=C)
+    effects.put(action.eq(Token.ADD) & valued, tool=Token.ADD, right=C)
     subtrahend = torch.where(swapped, E, torch.where(stage > 0, D, ZERO))
-    effects.put((action == Token.SUB) & valued, tool=Token.SUB, right=subtrahend)
+    effects.put(action.eq(Token.SUB) & valued, tool=Token.SUB, right=subtrahend)
     effects.put(recall)  # an empty value is recalled as 0
     effects.put(recall & swapped, tool=Token.MUL, left=D, right=E)
-    effects.put(store | (action == Token.ANS))
-    return effects.table().to(device)
+    effects.put(store | action.eq(Token.ANS))
+    return effects
 
 
 class TutorialMachine(RegisterMachine):
@@ -79,8 +78,8 @@ class TutorialMachine(RegisterMachine):
         shape = _shape(problems.stage, stored=nothing, valued=nothing)
         return self._start(problems, [_operands(problems), one], shape)
 
-    def _effects(self, problems: Problems) -> Tensor:
-        return _table(problems.device)
+    def _effects(self, width: int) -> Effects:
+        return _effects()
 
     def outcome(self, state: RegisterState) -> Outcome:
         """How the episodes ended; correct is judged on the stage's true target, not on the tutorial's."""
@@ -161,12 +160,11 @@ def tutorial_reward(problems: Problems, outcome: Outcome) -> Tensor:
     return correct + 0.2 * shaped
 
 
-@lru_cache  # to copy it in each update, a GPU would be waited for
 def _shares(device: torch.device) -> Tensor:
     """What each goal is worth, by stage, ``[3, 5]``."""
-    return torch.tensor(
-        [[0.25, 0.5, 0.0, 0.0, 0.0], [0.25, 0.5, 0.75, 0.0, 0.0], [0.2, 0.4, 0.0, 0.6, 0.6]], device=device
-    )
+    if device not in _SHARES_ON:  # to copy them in each update, a GPU would be waited for
+        _SHARES_ON[device] = torch.tensor(_SHARES, device=device)
+    return _SHARES_ON[device]
 
 
 def _operands(problems: Problems) -> Tensor:
