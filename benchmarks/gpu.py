@@ -47,6 +47,7 @@ NAMES = ("T0", "T1", "T2")
 PROGRAMS = 4096
 STEPS = 12
 NEARLY_ALL = 0.99  # of the greedy episodes; where two actions are equally likely, rounding decides
+COMPILED_UPDATES = 6
 TRAINED = 25  # updates, before greedy actions are compared
 NOT_FINITE = 25  # call of the reward that returns NaN: that of step 24, from 0
 D = 96
@@ -203,6 +204,22 @@ def check_actions(device: torch.device) -> str:
     return f"{same:,} of {total:,} greedy episodes end equally"
 
 
+def check_compiled(device: torch.device) -> str:
+    """Updates of a compiled step; the third and later ones replay CUDA graphs."""
+    loops = [BareLoop(EPISODES, device, stages=["T0"], max_steps=4) for _ in range(2)]
+    plain, compiled = (loop.module for loop in loops)
+    loops[1].learn = torch.compile(compiled.learn, dynamic=False, mode="reduce-overhead")
+    compiled.learn(loops[1].stream.batch(0))  # the machine makes its table
+    for _ in range(COMPILED_UPDATES):
+        for loop in loops:
+            loop.update()
+    off = max(
+        relative(f"{name} after {COMPILED_UPDATES} updates", weight, compiled.get_parameter(name))
+        for name, weight in plain.named_parameters()
+    )
+    return f"weights after {COMPILED_UPDATES} updates of a compiled step are off by at most {off:.0e}"
+
+
 def check_no_waiting(device: torch.device) -> str:
     """Nothing in an update makes the CPU wait for the GPU, the making of its problems included."""
     if device.type != "cuda":
@@ -279,6 +296,7 @@ CHECKS: dict[str, Callable[[torch.device], str]] = {
     "noise": check_noise,
     "gradients": check_gradients,
     "actions": check_actions,
+    "compiled": check_compiled,
     "no waiting": check_no_waiting,
     "not finite": check_not_finite,
 }
@@ -306,11 +324,13 @@ def measure(console: Console, options: argparse.Namespace) -> dict[str, Any]:
     device = options.device
     rows, products = [], {}
     for name, precision, low in PRECISIONS:
+        if name not in options.precision:
+            continue
         torch.set_float32_matmul_precision(precision)
         products[name] = {"measured": _product_flops(device, low), "data_sheet": _data_sheet_flops(device, low)}
         for batch in options.batch:
             try:
-                row = _speed(device, batch, low, options.seconds)
+                row = _speed(ThisProject(batch, STAGE, 0, D, device, low, options.compile), options.seconds)
             except torch.OutOfMemoryError:
                 console.print(f"{name}: memory is out at a batch of {batch:,}")
                 break
@@ -325,10 +345,10 @@ def measure(console: Console, options: argparse.Namespace) -> dict[str, Any]:
     return {"peak_flops": products, "results": rows}
 
 
-def _speed(device: torch.device, batch: int, low: torch.dtype | None, seconds: float) -> dict[str, Any]:
+def _speed(contestant: ThisProject, seconds: float) -> dict[str, Any]:
     """Time, memory and launches of updates."""
-    contestant = ThisProject(batch, STAGE, 0, D, device, low)
-    for _ in range(3):
+    device, batch = contestant.device, contestant.stream.batch_size
+    for _ in range(3):  # compiles, warms up, and records
         contestant.update()
     _wait(device)
     if device.type == "cuda":
@@ -426,7 +446,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if check(console, options.device) else 1
     small = options.device.type == "cpu"
     options.batch = options.batch or ([64, 256] if small else [4**i for i in range(5, 11)])
-    document = facts | {"d": D, "flop_per_token": flop_per_token(D), **measure(console, options)}
+    document = facts | {
+        "d": D,
+        "compiled": options.compile,
+        "flop_per_token": flop_per_token(D),
+        **measure(console, options),
+    }
     write_json(options.output, document)
     console.print(f"written to {options.output}")
     return 0
@@ -439,6 +464,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--check", action="store_true", help="compare with the CPU")
     what.add_argument("--measure", action="store_true", help="measure speed and memory")
     add("--device", type=torch.device, default=torch.device("cuda"), help="cuda or cpu (default: cuda)")
+    names = [name for name, _, _ in PRECISIONS]
+    add("--precision", choices=names, nargs="+", default=names, help="of matrix products (default: all)")
+    add("--compile", action="store_true", help="measure compiled updates; each batch and precision takes a minute more")
     add("--batch", type=positive, nargs="+", help="problems in an update (default: 1,024 to 1,048,576)")
     add("--seconds", type=float, default=1.0, help="of each measurement (default: 1)")
     add("--output", type=Path, default=Path("gpu.json"), help="JSON to write (default: gpu.json)")

@@ -8,10 +8,12 @@ cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 device=${DEVICE:-cuda}
 if [ "$device" = cpu ]; then
+  batch=(--batch 64)
   one=(--trainer.accelerator=cpu)
   large=("${one[@]}" --data.batch_size=512)
   all=("${large[@]}" --trainer.devices=2 --trainer.strategy=ddp)
 else
+  batch=(--batch 16384)
   one=(--trainer.accelerator=gpu --trainer.devices=1 --trainer.strategy=auto)
   large=("${one[@]}" --trainer.precision=bf16-mixed --data.batch_size=8192)
   all=(--config "$PWD/configs/multi_gpu.yaml")
@@ -54,17 +56,19 @@ sys.exit(0 if step == 40 else f"the resumed run ended at step {step}, not 40")
 PYTHON
 }
 
-part check 75 python -m benchmarks.gpu --check --device "$device"
-part measure 115 python -m benchmarks.gpu --measure --device "$device" --output "$output/measure.json"
-solve solve 90 "0 1 2" "${one[@]}"
-solve large 45 0 "${large[@]}"
-solve all 55 0 "${all[@]}"
+part check 85 python -m benchmarks.gpu --check --device "$device"
+part measure 90 python -m benchmarks.gpu --measure --device "$device" --output "$output/measure.json"
+part compiled 75 python -m benchmarks.gpu --measure --compile --precision bf16 "${batch[@]}" --device "$device" \
+  --output "$output/compiled.json"
+solve solve 70 "0 1 2" "${one[@]}"
+solve large 40 0 "${large[@]}"
+solve all 45 0 "${all[@]}"
 if [ "$device" != cpu ]; then
-  solve half 40 0 "${one[@]}" --trainer.precision=16-mixed
+  solve half 35 0 "${one[@]}" --trainer.precision=16-mixed
 fi
 export -f resume
 export output one_words="${one[*]}"
-part resume 55 bash -euo pipefail -c 'read -ra one <<< "$one_words"; resume'
+part resume 40 bash -euo pipefail -c 'read -ra one <<< "$one_words"; resume'
 
 echo "== summary, also in $output"
 printf '%s\n' "${summary[@]}" | tee "$output/summary.txt"

@@ -1,5 +1,7 @@
 """This project: its stream of problems, agent, machine, reward, rollout and loss, without the Trainer."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,7 @@ class ThisProject(Contestant):
     Args:
         device: Where to compute.
         low: Precision of matrix products, as in Lightning's mixed precision; None for that of the weights.
+        compiled: Compile all but the optimizer, on a GPU into CUDA graphs.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ThisProject(Contestant):
         d: int,
         device: torch.device | str = "cpu",
         low: torch.dtype | None = None,
+        compiled: bool = False,
     ) -> None:
         self.stage, self.seed, self.device, self.low = stage, seed, torch.device(device), low
         names = [str(Token(token)) for token in range(VOCABULARY)]
@@ -68,10 +72,18 @@ class ThisProject(Contestant):
         )
         self.load(initial_weights(d, seed))
         self.optimizer = torch.optim.Adam(agent.parameters(), lr=LEARNING_RATE, fused=True)
+        self.learn: Callable[[Problems], tuple[Tensor, Tensor]] = self._learn
+        if compiled:
+            self._learn(self.stream.batch(0))  # machine and reward make their tables
+            self.learn = torch.compile(self._learn, dynamic=False, mode="reduce-overhead")
 
     def load(self, weights: Weights) -> None:
         """Take over these weights."""
         torch_weights.load(self.parameters, weights)
+
+    def _learn(self, problems: Problems) -> tuple[Tensor, Tensor]:
+        """Act; mean reward and loss of that."""
+        return self._loss(rollout(self.agent, self.machine, problems, ACTIONS, self.seed, True))
 
     def _loss(self, episodes: Rollout) -> tuple[Tensor, Tensor]:
         """Mean reward and loss."""
@@ -84,7 +96,7 @@ class ThisProject(Contestant):
         problems = self.stream.batch(self.position)
         self.position += 1
         with torch.autocast(self.device.type, self.low, enabled=self.low is not None, cache_enabled=False):
-            reward, loss = self._loss(rollout(self.agent, self.machine, problems, ACTIONS, self.seed, True))
+            reward, loss = self.learn(problems)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.agent.parameters(), LARGEST_NORM)
