@@ -1,11 +1,14 @@
 """The default run, and the tutorial's."""
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.test_cli import CONFIGS
 from toolagent_pl.callbacks import throughput
 from toolagent_pl.cli import main
+
+ONE_STAGE = ["--data.stages=[T0]", "--curriculum.stages=[0]", "--model.machine.max_steps=3"]
 
 
 def last_values(directory) -> dict[str, float]:
@@ -52,14 +55,47 @@ def test_half_precision_unscales_gradients_before_they_are_clipped(tmp_path, mon
     )
     norms = []
     short = ["--data.batch_size=64", "--data.batches_per_epoch=3", "--trainer.max_epochs=1", "--data.val_problems=20"]
-    short += ["--data.stages=[T0]", "--curriculum.stages=[0]", "--model.machine.max_steps=3"]
     for run, options in enumerate([[], ["--config", "half.yaml"]]):
-        main(["fit", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1", *short, *options])
+        main(["fit", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1", *short, *ONE_STAGE, *options])
         events = EventAccumulator(f"lightning_logs/version_{run}")
         events.Reload()
         norms.append([event.value for event in events.Scalars("train/gradient_norm")])
     assert len(norms[1]) == 3
     assert norms[1] == pytest.approx(norms[0], rel=1)  # some other actions are drawn; the scale is 65,536
+
+
+@pytest.mark.parametrize(
+    ("clipping", "largest"),
+    [
+        (["--trainer.gradient_clip_val=0.001"], 0.001),
+        (["--trainer.gradient_clip_val=0.001", "--trainer.precision=bf16-mixed"], 0.001),
+        (["--trainer.gradient_clip_val=0.00001", "--trainer.gradient_clip_algorithm=value"], None),
+    ],
+    ids=["norm", "norm in bf16", "value"],
+)
+def test_gradients_are_clipped(tmp_path, monkeypatch, clipping, largest):
+    """With SGD and a learning rate of 1, weights move by the gradient; the curve shows it before it is clipped."""
+    monkeypatch.chdir(tmp_path)
+    short = ["--data.batch_size=64", "--data.batches_per_epoch=1", "--data.val_problems=20"]
+    weights = []
+    for epochs in (1, 2):
+        options = [
+            *short,
+            *ONE_STAGE,
+            f"--trainer.max_epochs={epochs}",
+            "--optimizer=SGD",
+            "--optimizer.lr=1",
+            *clipping,
+        ]
+        main(["fit", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1", *options])
+        path = f"lightning_logs/version_{epochs - 1}/checkpoints/last.ckpt"
+        weights.append(torch.load(path, weights_only=True)["state_dict"])
+    moved = torch.cat([(weights[1][name] - weights[0][name]).flatten() for name in weights[0] if name[:5] == "agent"])
+    assert last_values("lightning_logs/version_1")["train/gradient_norm"] > 0.01
+    if largest:
+        assert moved.norm().item() == pytest.approx(largest, rel=1e-3)
+    else:
+        assert moved.abs().max().item() == pytest.approx(1e-5, rel=0.01)
 
 
 def test_workers_change_nothing(tmp_path, monkeypatch):

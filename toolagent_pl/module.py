@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -96,6 +97,7 @@ class ToolAgent(LightningModule):
         self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last update
         self._tools = [f"tools/{Token(token)}" for token in self.agent.actions.tolist()]
         self._compiled: Callable[..., Step] | None = None
+        self._gradient_norm: Tensor | None = None  # of the update under way
         self._points: dict[str, Tensor] = {}  # of the curves, from the last update that is to be logged
         self.accuracy = StageMean(len(self.ladder))
         self.mean_reward = StageMean(len(self.ladder))
@@ -184,12 +186,33 @@ class ToolAgent(LightningModule):
             **dict(zip(self._tools, calls.sum((0, 1)) / steps, strict=True)),
         }
 
+    def gradient_norm(self) -> Tensor:
+        """Norm of the gradients of all weights before they are clipped, a scalar; computed once in an update."""
+        if self._gradient_norm is None:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        return self._gradient_norm
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, in full precision by the norm at hand."""
+        largest = gradient_clip_val or 0.0
+        by_norm = largest > 0 and gradient_clip_algorithm in (None, "norm")
+        if by_norm and type(self.trainer.precision_plugin) is Precision:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), largest, self.gradient_norm())
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self._gradient_norm = None
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Add points to the curves; among them the norm of the gradient, before it is clipped."""
         if not self._is_logging_step():
             return
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        points = {**self._points, "train/gradient_norm": torch.nn.utils.get_total_norm(gradients)}
+        points = {**self._points, "train/gradient_norm": self.gradient_norm()}
         means = self._mean_over_ranks(torch.stack([value.float() for value in points.values()]))
         rate = optimizer.param_groups[0]["lr"]
         add_points(self.trainer, {**dict(zip(points, means.tolist(), strict=True)), "train/learning_rate": rate})

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
+from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems import Problems
 
 
@@ -43,8 +44,8 @@ class StopOnNonFinite(Callback):
         if scaler is not None and scaler.get_scale() > 1:
             self._batches = []
             return  # it leaves out updates whose gradients overflow, and halves its scale
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        assert isinstance(pl_module, ToolAgent)
+        norm = pl_module.gradient_norm()
         self._updates.append((trainer.global_step, self._batches, norm))
         self._batches = []
         step = trainer.global_step + 1

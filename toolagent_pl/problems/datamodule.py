@@ -1,6 +1,6 @@
 """Problems for Lightning: fresh ones to train on, fixed ones to validate on, all of them to test on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,13 +25,15 @@ class StreamLoader:
     def __init__(self, stream: ProblemStream, num_workers: int, position: Callable[[], int]) -> None:
         self.stream = stream
         self.position = position
-        self.loader = DataLoader(
-            stream,
-            batch_size=None,  # the stream yields whole batches
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=num_workers > 0 and torch.cuda.is_available(),
-        )
+        self.loader: Iterable[Problems] = stream
+        if num_workers:
+            self.loader = DataLoader(
+                stream,
+                batch_size=None,  # the stream yields whole batches
+                num_workers=num_workers,
+                persistent_workers=True,
+                pin_memory=torch.cuda.is_available(),
+            )
 
     def __len__(self) -> int:
         return self.stream.batches
