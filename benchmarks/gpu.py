@@ -37,6 +37,7 @@ from benchmarks.throughput import positive
 from toolagent_pl.learning.rollout import MAX_HORIZON, rollout
 from toolagent_pl.machines import CalculatorMachine, TutorialMachine, execute
 from toolagent_pl.machines.rewards import OutcomeReward, ProgressReward, TutorialReward
+from toolagent_pl.module import LEAST_FOR_COMPILING
 from toolagent_pl.problems import Ladder
 from toolagent_pl.problems.stream import FixedProblems, ProblemStream
 from toolagent_pl.randomness import Purpose, random_uniform
@@ -206,6 +207,8 @@ def check_actions(device: torch.device) -> str:
 
 def check_compiled(device: torch.device) -> str:
     """Updates of a compiled step; the third and later ones replay CUDA graphs."""
+    if torch.__version__ < LEAST_FOR_COMPILING:
+        return f"SKIPPED: PyTorch {torch.__version__} cannot compile a step"
     loops = [BareLoop(EPISODES, device, stages=["T0"], max_steps=4) for _ in range(2)]
     plain, compiled = (loop.module for loop in loops)
     loops[1].learn = torch.compile(compiled.learn, dynamic=False, mode="reduce-overhead")

@@ -8,6 +8,7 @@ import torch._dynamo
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
 
+from tests.test_cli import error_of
 from tests.test_fit import last_values
 from toolagent_pl import CalculatorMachine, TutorialMachine
 from toolagent_pl.agents import ActorCritic, Agent, gru
@@ -15,10 +16,12 @@ from toolagent_pl.cli import main
 from toolagent_pl.learning.algorithms import A2C, TutorialA2C
 from toolagent_pl.machines import execute
 from toolagent_pl.machines.rewards import OutcomeReward, ProgressReward, TutorialReward
-from toolagent_pl.module import ToolAgent
+from toolagent_pl.module import LEAST_FOR_COMPILING, ToolAgent
 from toolagent_pl.problems import Ladder
 from toolagent_pl.problems.stream import ProblemStream
 from toolagent_pl.tokens import TOOLS, Token
+
+pytestmark = pytest.mark.skipif(torch.__version__ < LEAST_FOR_COMPILING, reason="PyTorch cannot compile it")
 
 COMPILED = ["fit", "--trainer.accelerator=cpu", "--model.compile_step=true", "--model.agent.d=16"]
 COMPILED += ["--data.stages=[T0]", "--curriculum.stages=[0]", "--model.machine.max_steps=3"]
@@ -148,6 +151,13 @@ def test_a_compiled_run_solves_its_stage(tmp_path, monkeypatch):
     values = last_values("lightning_logs/version_0")
     assert values["test/T0_accuracy"] == 1.0
     assert 0 < values["tools/ANS"] < 1
+
+
+def test_a_pytorch_that_is_too_old_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("toolagent_pl.module.LEAST_FOR_COMPILING", "99.1")
+    expected = f"model.compile_step: got true with PyTorch {torch.__version__}, expected 99.1 or newer"
+    assert expected in error_of(capsys, *COMPILED)
 
 
 def test_a_compiler_that_is_not_there_is_one_line(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 LARGEST_COUNT = 2**31  # of anything that is counted in a run; times a batch it still fits into int64
 _REQUIRED = {"state_dict": dict, "pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict}
@@ -36,6 +37,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what PyTorch finds unusual in it
             checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        _check_storages(path, checkpoint)
         wrong = [key for key, kind in _REQUIRED.items() if not isinstance(checkpoint[key], kind)]
         if wrong or not 0 <= checkpoint["global_step"] < LARGEST_COUNT:
             raise ValueError(f"{wrong}")
@@ -61,6 +63,20 @@ def _check_archive(path: str | Path) -> None:
             raise ValueError("compressed")
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} is damaged")
+
+
+def _check_storages(path: str | Path, checkpoint: Any) -> None:
+    """Compare what tensors take with what is there, which older PyTorch (2.8) does not: it reads past the end.
+
+    Raises:
+        ValueError: If they take more.
+    """
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(checkpoint) if isinstance(leaf, Tensor)]
+    taken = sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+    with zipfile.ZipFile(path) as archive:
+        there = sum(part.file_size for part in archive.infolist() if "/data/" in part.filename)
+    if taken > there:
+        raise ValueError(f"tensors of {taken} bytes in {there}")
 
 
 def guard_restoring(trainer: Trainer) -> None:
@@ -206,7 +222,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         try:
             _check_archive(path)
-            return super().load_checkpoint(path, map_location, weights_only=True)
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
+            _check_storages(path, checkpoint)
+            return checkpoint
         except OSError:
             raise
         except Exception as error:  # reading a foreign file may fail in any way

@@ -21,6 +21,7 @@ from toolagent_pl.problems import Ladder, Problems
 from toolagent_pl.tokens import Token
 
 CHECKPOINT_KEY = "toolagent_pl"
+LEAST_FOR_COMPILING = "2.11"  # versions before it cannot follow properties of named tuples
 CHECKPOINT_FORMAT = 2
 
 
@@ -70,7 +71,7 @@ class ToolAgent(LightningModule):
 
     Raises:
         ValueError: If the parts do not fit together, for example a step limit that no program of a stage
-            fits into.
+            fits into, or PyTorch is too old for ``compile_step``.
     """
 
     def __init__(
@@ -93,6 +94,9 @@ class ToolAgent(LightningModule):
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"model.learning_rate: got {learning_rate}, expected a number of more than 0")
         self.learning_rate, self.seed, self.compile_step = learning_rate, seed, compile_step
+        if compile_step and torch.__version__ < LEAST_FOR_COMPILING:
+            here, least = torch.__version__, LEAST_FOR_COMPILING
+            raise ValueError(f"model.compile_step: got true with PyTorch {here}, expected {least} or newer")
         self._check()
         self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last update
         self._tools = [f"tools/{Token(token)}" for token in self.agent.actions.tolist()]
