@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.accelerators import MPSAccelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import SHORT
@@ -49,6 +50,13 @@ def test_every_configuration_runs(config):
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()
 
 
+def test_an_apple_gpu_is_left_alone(monkeypatch):
+    """It has no float64, and its int64 is not exact: a Mac trains on its CPU."""
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
+    main(["fit", *[option for option in SHORT if "accelerator" not in option], "--data.batch_size=64"])
+    assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
@@ -59,6 +67,7 @@ def test_every_configuration_runs(config):
         (["--model.agent.actions=[MUL,FOO]"], "model.agent.actions: got unknown 'FOO', expected some of 0, 1"),
         (["--model.agent.actions=[MUL,ADD,SUB,ANS]"], "model.agent.actions: got no STO, RCL, expected all of MUL ADD"),
         (["--model.machine.max_steps=6"], "model.machine.max_steps: got 6, expected at least 7, the length of the sh"),
+        (["--trainer.accelerator=mps"], "trainer.accelerator: got mps, expected auto, cpu or gpu"),
         (["--model.machine=Abacus"], "model.machine: got Abacus, expected CalculatorMachine, TutorialMachine, or the"),
         (["--model.reward=TutorialReward"], "model.reward: got TutorialReward with CalculatorMachine, expected Tutor"),
         (["--model.algorithm.entropy_weight=-1"], "model.algorithm.entropy_weight: got -1.0, expected a number of at"),

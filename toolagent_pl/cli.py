@@ -233,6 +233,8 @@ class ToolAgentCLI(LightningCLI):
                 parser.error(f"trainer.{option}: got {count}, expected at most {most}")
         if options.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             parser.error(f"trainer.accelerator: got {options.trainer.accelerator}, expected auto or cpu: no GPU here")
+        if options.trainer.accelerator == "mps":
+            parser.error("trainer.accelerator: got mps, expected auto, cpu or gpu: it has no numbers of 64 bits")
         if options.ckpt_path in ("last", "auto"):
             options.ckpt_path = self._last_checkpoint(options)
         if options.ckpt_path:
@@ -290,6 +292,8 @@ class ToolAgentCLI(LightningCLI):
         if options.logger in (None, True):
             root = options.default_root_dir or Path.cwd()
             kwargs["logger"] = self._logger(Path(root))
+        if options.accelerator == "auto" and not torch.cuda.is_available():
+            kwargs["accelerator"] = "cpu"  # Lightning would take an Apple GPU, which has no numbers of 64 bits
         if options.profiler is None:
             kwargs["profiler"] = NoProfiler()
         plugins = options.plugins or []
