@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch._dynamo
+import torch._inductor
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
 
@@ -145,9 +146,17 @@ def test_a_compiled_step_stays_on_its_device(monkeypatch):
 
 
 def test_a_compiled_run_solves_its_stage(tmp_path, monkeypatch):
+    """With the graph as it is traced; what takes half a minute to be made of it is run by the checks of a GPU."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    modes = []
+
+    def traced(function, dynamic, mode, compile_function=torch.compile):
+        modes.append(mode)
+        return compile_function(function, dynamic=dynamic, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
     main([*COMPILED, "--trainer.precision=bf16-mixed"])
+    assert modes == ["reduce-overhead"]
     values = last_values("lightning_logs/version_0")
     assert values["test/T0_accuracy"] == 1.0
     assert 0 < values["tools/ANS"] < 1
@@ -163,8 +172,8 @@ def test_a_pytorch_that_is_too_old_is_one_line(tmp_path, monkeypatch, capsys):
 def test_a_compiler_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(tmp_path / "nothing")))
-    with pytest.raises(SystemExit) as stopped:
+    nowhere = torch._inductor.config.patch({"cpp.cxx": (None, str(tmp_path / "nothing"))})
+    with nowhere, pytest.raises(SystemExit) as stopped:
         main(COMPILED)
     said = str(stopped.value)
     assert said.startswith("error: model.compile_step: got true, which torch.compile cannot do here (")
