@@ -56,9 +56,9 @@ sys.exit(0 if step == 40 else f"the resumed run ended at step {step}, not 40")
 PYTHON
 }
 
-part check 85 python -m benchmarks.gpu --check --device "$device"
-part measure 90 python -m benchmarks.gpu --measure --device "$device" --output "$output/measure.json"
-part compiled 75 python -m benchmarks.gpu --measure --compile --precision bf16 "${batch[@]}" --device "$device" \
+part check 70 python -m benchmarks.gpu --check --device "$device"
+part measure 80 python -m benchmarks.gpu --measure --device "$device" --output "$output/measure.json"
+part compiled 100 python -m benchmarks.gpu --measure --compile --precision bf16 "${batch[@]}" --device "$device" \
   --output "$output/compiled.json"
 solve solve 70 "0 1 2" "${one[@]}"
 solve large 40 0 "${large[@]}"
