@@ -21,11 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+import torch._dynamo
 from lightning.fabric.utilities.throughput import get_available_flops
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from benchmarks.bare import BareLoop
 from benchmarks.check import EPISODES, TOLERANCE, TOOL_BIAS
@@ -56,7 +58,7 @@ STAGE = 2
 SLICE = 10  # updates between two looks at the clock
 # Name, precision of matrix products as PyTorch calls it, and that of autocast.
 PRECISIONS = (("float32", "highest", None), ("TF32", "high", None), ("bf16", "highest", torch.bfloat16))
-LAUNCHES = {"cuda": ("cudaLaunchKernel", "cuLaunchKernel"), "cpu": ("aten::",)}
+LAUNCHES = {"cuda": ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch"), "cpu": ("aten::",)}
 
 
 class CheckError(AssertionError):
@@ -211,16 +213,23 @@ def check_compiled(device: torch.device) -> str:
         return f"SKIPPED: PyTorch {torch.__version__} cannot compile a step"
     loops = [BareLoop(EPISODES, device, stages=["T0"], max_steps=4) for _ in range(2)]
     plain, compiled = (loop.module for loop in loops)
-    loops[1].learn = torch.compile(compiled.learn, dynamic=False, mode="reduce-overhead")
-    compiled.learn(loops[1].stream.batch(0))  # the machine makes its table
-    for _ in range(COMPILED_UPDATES):
-        for loop in loops:
-            loop.update()
-    off = max(
-        relative(f"{name} after {COMPILED_UPDATES} updates", weight, compiled.get_parameter(name))
-        for name, weight in plain.named_parameters()
-    )
-    return f"weights after {COMPILED_UPDATES} updates of a compiled step are off by at most {off:.0e}"
+    learn = torch.compile(compiled.learn, dynamic=False, mode="reduce-overhead")
+    stream, off = loops[0].stream, 0.0
+    compiled.learn(stream.batch(0))  # the machine makes its table
+    for position in range(COMPILED_UPDATES):
+        problems = stream.batch(position)
+        expected, step = plain.learn(problems, with_points=True), learn(problems, with_points=True)
+        for module, loss in ((plain, expected.loss), (compiled, step.loss)):
+            module.zero_grad()
+            loss.backward()
+        for name, point in expected.points.items():
+            off = max(off, relative(f"{name} of step {position}", step.points[name], point))
+        for name, weight in plain.named_parameters():
+            gradient = compiled.get_parameter(name).grad
+            off = max(off, relative(f"gradient of {name} of step {position}", gradient, weight.grad))
+    if device.type == "cuda" and (skipped := counters["inductor"]["cudagraph_skips"]):
+        raise CheckError(f"{skipped} graphs of the compiled step are no CUDA graphs")
+    return f"points and gradients of {COMPILED_UPDATES} compiled steps are off by at most {off:.0e}"
 
 
 def check_no_waiting(device: torch.device) -> str:
@@ -332,6 +341,7 @@ def measure(console: Console, options: argparse.Namespace) -> dict[str, Any]:
         torch.set_float32_matmul_precision(precision)
         products[name] = {"measured": _product_flops(device, low), "data_sheet": _data_sheet_flops(device, low)}
         for batch in options.batch:
+            torch._dynamo.reset()  # it compiles a function eight times, and then no more
             try:
                 row = _speed(ThisProject(batch, STAGE, 0, D, device, low, options.compile), options.seconds)
             except torch.OutOfMemoryError:
@@ -363,7 +373,8 @@ def _speed(contestant: ThisProject, seconds: float) -> dict[str, Any]:
             done += 1
         _wait(device)
     each = (time.perf_counter() - start) / done
-    peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
+    # What graphs use was allocated before, and is only reserved by now.
+    peak = torch.cuda.max_memory_reserved() / 2**20 if device.type == "cuda" else None
     return {
         "ms_per_update": each * 1e3,
         "tokens_per_second": batch * ACTIONS / each,

@@ -56,15 +56,17 @@ sys.exit(0 if step == 40 else f"the resumed run ended at step {step}, not 40")
 PYTHON
 }
 
-part check 70 python -m benchmarks.gpu --check --device "$device"
-part measure 80 python -m benchmarks.gpu --measure --device "$device" --output "$output/measure.json"
-part compiled 100 python -m benchmarks.gpu --measure --compile --precision bf16 "${batch[@]}" --device "$device" \
+part check 65 python -m benchmarks.gpu --check --device "$device"
+part measure 70 python -m benchmarks.gpu --measure --device "$device" --output "$output/measure.json"
+part compiled 90 python -m benchmarks.gpu --measure --compile --precision bf16 "${batch[@]}" --device "$device" \
   --output "$output/compiled.json"
-solve solve 70 "0 1 2" "${one[@]}"
-solve large 40 0 "${large[@]}"
+part compiled_fit 45 python -m toolagent_pl fit "${one[@]}" --model.compile_step=true --trainer.precision=bf16-mixed \
+  --data.stages=[T0] --curriculum.stages=[0] --model.machine.max_steps=3 --trainer.default_root_dir="$output/compiled_fit"
+solve solve 60 "0 1 2" "${one[@]}"
+solve large 35 0 "${large[@]}"
 solve all 45 0 "${all[@]}"
 if [ "$device" != cpu ]; then
-  solve half 35 0 "${one[@]}" --trainer.precision=16-mixed
+  solve half 30 0 "${one[@]}" --trainer.precision=16-mixed
 fi
 export -f resume
 export output one_words="${one[*]}"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import SHORT
+from toolagent_pl.checkpoint_io import _check_storages
 from toolagent_pl.cli import main
 
 COMMANDS = ["fit", "validate", "test", "predict"]
@@ -158,6 +159,15 @@ def test_a_checkpoint_whose_tensors_are_cut_is_refused(capsys, trained, command)
 
     Path("cut.ckpt").write_bytes(rewritten(trained / "checkpoints" / "last.ckpt", cut))
     assert "ckpt_path: got cut.ckpt, expected a checkpoint" in refusal(capsys, command, "cut.ckpt")
+
+
+def test_tensors_that_take_more_than_is_there_are_refused(tmp_path):
+    """PyTorch says so itself by now."""
+    weights = torch.zeros(10)
+    torch.save({"weights": weights, "part": weights[3:]}, tmp_path / "small.ckpt")
+    _check_storages(tmp_path / "small.ckpt", {"weights": weights, "part": weights[3:]})
+    with pytest.raises(ValueError, match="tensors of 44 bytes in 40"):
+        _check_storages(tmp_path / "small.ckpt", {"weights": torch.zeros(11, device="meta")})
 
 
 def test_one_flipped_bit_in_a_weight_is_found(capsys, trained):

@@ -53,6 +53,7 @@ def test_every_configuration_runs(config):
 def test_an_apple_gpu_is_left_alone(monkeypatch):
     """It has no float64, and its int64 is not exact: a Mac trains on its CPU."""
     monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     main(["fit", *[option for option in SHORT if "accelerator" not in option], "--data.batch_size=64"])
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()
 

@@ -127,6 +127,23 @@ def test_a_mean_over_ranks_is_part_of_a_compiled_step(tmp_path):
     assert not torch.isclose(module.learn(problems).loss, expected)
 
 
+def test_ranks_do_not_cut_a_compiled_step(monkeypatch):
+    """DistributedDataParallel asks for a graph for each bucket of gradients, the first of them 1 MB."""
+    module = ToolAgent(["T0"], lambda stages: ActorCritic(stages, d=256), CalculatorMachine(3), compile_step=True)
+    module._trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, global_step=0, log_every_n_steps=10)
+    graphs = []
+
+    def traced(function, compile_function=torch.compile, **options):
+        del options["mode"]
+        return compile_function(function, backend=lambda graph, _: graphs.append(graph) or graph, **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    active = SimpleNamespace(bucket_bytes_cap=2**20)
+    monkeypatch.setattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", active)
+    module.training_step(ProblemStream(module.ladder, seed=0, batch_size=32, batches=1).batch(0), 0)
+    assert len(graphs) == 1
+
+
 def test_a_compiled_step_stays_on_its_device(monkeypatch):
     """A tensor of the CPU in it would keep a GPU from making a graph of it."""
     monkeypatch.setattr(gru, "_MINUS_ONE", torch.tensor(-1.0, device="meta"))  # of the step that is not compiled
@@ -136,9 +153,9 @@ def test_a_compiled_step_stays_on_its_device(monkeypatch):
     devices = set()
 
     def backend(graph, _):
-        for node in graph.graph.nodes:
-            results = tree_leaves(node.meta.get("example_value"))
-            devices.update(result.device.type for result in results if isinstance(result, torch.Tensor))
+        nodes = [node for module in graph.modules() if hasattr(module, "graph") for node in module.graph.nodes]
+        results = tree_leaves([node.meta.get("example_value") for node in nodes])
+        devices.update(result.device.type for result in results if isinstance(result, torch.Tensor))
         return graph
 
     torch.compile(module.learn, fullgraph=True, dynamic=False, backend=backend)(stream.batch(1), with_points=True)
@@ -152,11 +169,14 @@ def test_a_compiled_run_solves_its_stage(tmp_path, monkeypatch):
 
     def traced(function, dynamic, mode, compile_function=torch.compile):
         modes.append(mode)
-        return compile_function(function, dynamic=dynamic, backend="aot_eager")
+        return compile_function(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
 
     monkeypatch.setattr(torch, "compile", traced)
     main([*COMPILED, "--trainer.precision=bf16-mixed"])
     assert modes == ["reduce-overhead"]
+    torch._dynamo.reset()
+    main([*COMPILED, "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=1"])
+    assert modes == ["reduce-overhead", "default"]
     values = last_values("lightning_logs/version_0")
     assert values["test/T0_accuracy"] == 1.0
     assert 0 < values["tools/ANS"] < 1

@@ -1,5 +1,7 @@
 """The default run, and the tutorial's."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -7,6 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.test_cli import CONFIGS
 from toolagent_pl.callbacks import throughput
 from toolagent_pl.cli import main
+from toolagent_pl.module import ToolAgent
+from toolagent_pl.problems.stream import ProblemStream
 
 ONE_STAGE = ["--data.stages=[T0]", "--curriculum.stages=[0]", "--model.machine.max_steps=3"]
 
@@ -96,6 +100,18 @@ def test_gradients_are_clipped(tmp_path, monkeypatch, clipping, largest):
         assert moved.norm().item() == pytest.approx(largest, rel=1e-3)
     else:
         assert moved.abs().max().item() == pytest.approx(1e-5, rel=0.01)
+
+
+def test_the_gradient_norm_is_that_of_the_update_under_way():
+    module = ToolAgent()
+    module._trainer = SimpleNamespace(world_size=1, global_step=0, log_every_n_steps=10)
+    stream, norms = ProblemStream(module.ladder, seed=0, batch_size=64, batches=2), []
+    for position, scale in enumerate((float("nan"), 1.0)):
+        module.zero_grad()
+        (module.training_step(stream.batch(position), position) * scale).backward()
+        norms.append(module.gradient_norm())
+        assert module.gradient_norm() is norms[-1]
+    assert [bool(norm.isfinite()) for norm in norms] == [False, True]
 
 
 def test_workers_change_nothing(tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def _check_storages(path: str | Path, checkpoint: Any) -> None:
     """Compare what tensors take with what is there, which older PyTorch (2.8) does not: it reads past the end.
 
     Raises:
-        ValueError: If they take more.
+        ValueError: If all of them together take more.
     """
     storages = [leaf.untyped_storage() for leaf in tree_leaves(checkpoint) if isinstance(leaf, Tensor)]
     taken = sum({storage._cdata: storage.nbytes() for storage in storages}.values())

@@ -337,10 +337,11 @@ class ToolAgentCLI(LightningCLI):
             self.parser.error(str(error), error)
         except RuntimeError as error:
             if self.model.compile_step:
-                from torch._dynamo.exc import BackendCompilerFailed  # not needed otherwise, and takes a second
+                from torch._dynamo.exc import TorchDynamoException  # not needed otherwise, and takes a second
 
-                if isinstance(error, BackendCompilerFailed):
-                    reason = one_line(str(error).strip().splitlines()[0])
+                if isinstance(error, TorchDynamoException):
+                    inner = getattr(error, "inner_exception", error)
+                    reason = one_line(str(inner).strip().partition("\n")[0] or type(inner).__name__)
                     sys.exit(f"error: model.compile_step: got true, which torch.compile cannot do here ({reason})")
             gone = re.search(RANK_IS_GONE, str(error))
             if self.trainer.world_size == 1 or gone is None:

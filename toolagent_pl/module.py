@@ -100,7 +100,7 @@ class ToolAgent(LightningModule):
         self._check()
         self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last update
         self._tools = [f"tools/{Token(token)}" for token in self.agent.actions.tolist()]
-        self._compiled: Callable[..., Step] | None = None
+        self._compiled: dict[str, Callable[..., Step]] = {}  # by mode
         self._gradient_norm: Tensor | None = None  # of the update under way
         self._points: dict[str, Tensor] = {}  # of the curves, from the last update that is to be logged
         self.accuracy = StageMean(len(self.ladder))
@@ -139,19 +139,33 @@ class ToolAgent(LightningModule):
 
     def training_step(self, problems: Problems, batch_idx: int) -> Tensor:
         """Roll out, score, and return the loss."""
+        self._gradient_norm = None
         if self.compile_step:
-            if self._compiled is None:
-                rank_zero_info("Compiling the training step, which takes a minute or two.")
-                self.learn(problems)  # machines and rewards make their tables: the compiler takes those as they are
-                # A CUDA graph overwrites its gradients when it runs again: they cannot be added up.
-                mode = "reduce-overhead" if self.trainer.accumulate_grad_batches == 1 else "default"
-                self._compiled = torch.compile(self.learn, dynamic=False, mode=mode)
             # Points cost next to nothing here, and a second variant of the step without them would take as long again.
-            step = self._compiled(problems, with_points=True)
+            step = self._compiled_for(problems)(problems, with_points=True)
         else:
             step = self.learn(problems, with_points=self._is_logging_step())
         self.actions_taken, self._points = step.actions, step.points
         return step.loss
+
+    def _compiled_for(self, problems: Problems) -> Callable[..., Step]:
+        """``learn``, compiled anew in each fit: its graph holds on to the tables, weights and ranks of one."""
+        # A CUDA graph overwrites its gradients when it runs again: they cannot be added up.
+        mode = "reduce-overhead" if self.trainer.accumulate_grad_batches == 1 else "default"
+        if mode not in self._compiled:
+            rank_zero_info("Compiling the training step, which takes a minute or two.")
+            self.learn(problems)  # machines and rewards make their tables: the compiler takes those as they are
+            torch._dynamo.config.optimize_ddp = False  # which would cut it into a graph for each MB of weights
+            self._compiled[mode] = torch.compile(self.learn, dynamic=False, mode=mode)
+        return self._compiled[mode]
+
+    def on_fit_start(self) -> None:
+        """Forget what an earlier fit compiled."""
+        self._compiled = {}
+
+    def teardown(self, stage: str) -> None:
+        """Forget what was compiled: it can be neither copied nor sent to another process."""
+        self._compiled = {}
 
     def learn(self, problems: Problems, with_points: bool = False) -> Step:
         """Let the agent act, and compute the loss of what it did."""
@@ -191,7 +205,7 @@ class ToolAgent(LightningModule):
         }
 
     def gradient_norm(self) -> Tensor:
-        """Norm of the gradients of all weights before they are clipped, a scalar; computed once in an update."""
+        """Norm of the gradients of all weights, a scalar; computed once, when it is asked for before an update."""
         if self._gradient_norm is None:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
@@ -203,14 +217,13 @@ class ToolAgent(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, in full precision by the norm at hand."""
+        """Clip as Lightning does; with 32-true by the norm at hand."""
         largest = gradient_clip_val or 0.0
         by_norm = largest > 0 and gradient_clip_algorithm in (None, "norm")
         if by_norm and type(self.trainer.precision_plugin) is Precision:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), largest, self.gradient_norm())
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        self._gradient_norm = None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Add points to the curves; among them the norm of the gradient, before it is clipped."""

@@ -6,7 +6,8 @@ from enum import IntEnum
 class Token(IntEnum):
     """One token of the shared vocabulary: what an agent reads is also what it may emit.
 
-    Compare tensors with it as in ``action.eq(Token.ANS)``: ``torch.compile`` takes ``action == Token.ANS`` for False.
+    Compare tensors with it by ``eq``, ``ne``, ``ge``, as in ``action.eq(Token.ANS)``: ``torch.compile`` takes
+    ``action == Token.ANS`` for False.
     """
 
     D0, D1, D2, D3, D4, D5, D6, D7, D8, D9 = range(10)

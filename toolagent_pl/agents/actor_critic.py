@@ -71,7 +71,7 @@ class ActorCritic(Agent):
         return 2 * torch.sigmoid(2 * context) - 1  # tanh, which takes PyTorch several times as long on a CPU
 
     def step(self, hidden: Tensor, heard: Tensor) -> Tensor:
-        """State after one more token heard."""
+        """State after one more token heard, for compilers. Whoever overrides it must restore ``Agent.begin``, too."""
         return gru_step(gate_table(self.embedding, self.gru), self.gru.weight_hh, hidden, heard)
 
     def begin(self, hidden: Tensor, horizon: int) -> Recurrence:

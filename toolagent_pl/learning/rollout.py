@@ -39,7 +39,7 @@ class Rollout(NamedTuple):
         return self.states[-1]
 
     def judge(self, agent: Agent) -> Judgement:
-        """What the agent thinks of all steps now, ``[T, B]`` each, with gradients."""
+        """What the agent thinks of all steps, ``[T, B]`` each, with gradients; to be learned from once."""
         states, choices = self.recurrence.replay(), self.choices.flatten()
         if len(states) == len(choices):
             judgement = agent.judge(states, choices)
