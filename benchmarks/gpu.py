@@ -211,7 +211,7 @@ def check_compiled(device: torch.device) -> str:
     """Updates of a compiled step; the third and later ones replay CUDA graphs."""
     if torch.__version__ < LEAST_FOR_COMPILING:
         return f"SKIPPED: PyTorch {torch.__version__} cannot compile a step"
-    loops = [BareLoop(EPISODES, device, stages=["T0"], max_steps=4) for _ in range(2)]
+    loops = [BareLoop(EPISODES, device, stages=["T0"], max_steps=3) for _ in range(2)]
     plain, compiled = (loop.module for loop in loops)
     learn = torch.compile(compiled.learn, dynamic=False, mode="reduce-overhead")
     stream, off = loops[0].stream, 0.0
@@ -222,8 +222,8 @@ def check_compiled(device: torch.device) -> str:
         for module, loss in ((plain, expected.loss), (compiled, step.loss)):
             module.zero_grad()
             loss.backward()
-        for name, point in expected.points.items():
-            off = max(off, relative(f"{name} of step {position}", step.points[name], point))
+        points = [torch.stack([*one.points.values()]) for one in (step, expected)]  # some of them are nearly 0
+        off = max(off, relative(f"points of step {position}", *points))
         for name, weight in plain.named_parameters():
             gradient = compiled.get_parameter(name).grad
             off = max(off, relative(f"gradient of {name} of step {position}", gradient, weight.grad))
