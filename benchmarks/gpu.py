@@ -32,7 +32,7 @@ from torch._dynamo.utils import counters
 from benchmarks.bare import BareLoop
 from benchmarks.check import EPISODES, TOLERANCE, TOOL_BIAS
 from benchmarks.contestants.contestant import ACTIONS, OPERANDS, VOCABULARY, flop_per_token, initial_weights
-from benchmarks.contestants.this_project import ThisProject, given_episodes
+from benchmarks.contestants.this_project import ThisProject
 from benchmarks.environment import console as wide_console
 from benchmarks.environment import environment, headline, write_json
 from benchmarks.throughput import positive
@@ -177,9 +177,12 @@ def check_gradients(device: torch.device) -> str:
     losses = []
     for loop in loops:
         module, where = loop.module, loop.stream.device
-        episodes = given_episodes(module.agent, module.machine, problems.to(where), choices.to(where))
+        episodes = rollout(
+            module.agent, module.machine, problems.to(where), module.horizon, past_end=True, choices=choices.to(where)
+        )
         rewards = module.reward(module.machine, episodes.final, episodes.tokens)
-        terms = module.algorithm(episodes, rewards, episodes.judge(module.agent), lambda x: x)
+        assert episodes.judgement is not None
+        terms = module.algorithm(episodes, rewards, episodes.judgement, lambda x: x)
         terms.loss.backward()
         losses.append(terms.loss)
     off = max(off, relative("loss of the default agent", *losses))

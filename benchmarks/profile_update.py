@@ -70,9 +70,9 @@ class _Recorded:
     def __getattr__(self, name: str) -> Any:
         kernel = getattr(self.module, name)
 
-        def recorded(*arguments: int) -> None:
+        def recorded(*arguments: Any) -> Any:
             with record_function(KERNEL + name):
-                kernel(*arguments)
+                return kernel(*arguments)
 
         return recorded
 

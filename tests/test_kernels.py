@@ -10,13 +10,11 @@ from torch.testing import assert_close
 
 from toolagent_pl import CalculatorMachine, TutorialMachine, kernels
 from toolagent_pl.agents import ActorCritic
-from toolagent_pl.agents.compiled import CompiledCell
-from toolagent_pl.agents.gru import PlainCell, RecordedGRU
-from toolagent_pl.learning.rollout import rollout
+from toolagent_pl.learning.rollout import MAX_HORIZON, rollout
 from toolagent_pl.machines import execute
 from toolagent_pl.problems import Ladder
-from toolagent_pl.randomness import Purpose, random_bits
-from toolagent_pl.tokens import STAGED_VOCABULARY, Token
+from toolagent_pl.randomness import Purpose, random_bits, random_uniform
+from toolagent_pl.tokens import STAGED_VOCABULARY, TOOLS, Token
 
 LADDER = Ladder(["T0", "T1", "T2"])
 
@@ -40,9 +38,31 @@ def threads(request):
     torch.set_num_threads(before)
 
 
+EVERYTHING = [str(token) for token in Token if token < STAGED_VOCABULARY]
+
+
 def agent(**options):
     torch.manual_seed(4)
     return ActorCritic(**{"d": 48, **options})
+
+
+def some_problems(size):
+    number = torch.arange(size)
+    return LADDER.problems(number, number % 3, number * 61 % 1000)
+
+
+def some_choices(network, horizon, size):
+    return torch.randint(len(network.actions), (horizon, size), generator=torch.Generator().manual_seed(size))
+
+
+def stepped(max_steps):
+    """A machine whose steps are taken by Python."""
+
+    class Stepped(CalculatorMachine):
+        def step(self, state, action, **options):
+            return super().step(state, action, **options)
+
+    return Stepped(max_steps)
 
 
 @pytest.mark.skipif(
@@ -58,138 +78,119 @@ def test_they_are_there_where_they_can_be_compiled():
 @pytest.mark.usefixtures("compiled", "threads")
 # Fewer rows than fit into the registers, some more, and more than a thread takes at a time; all numbers of columns.
 @pytest.mark.parametrize("batch", [1, 5, 77, 300])
-@pytest.mark.parametrize("d", [16, 32, 48, 80])
-def test_states_and_gradients_are_those_of_float64(batch, d):
-    generator = torch.Generator().manual_seed(batch)
+@pytest.mark.parametrize(
+    ("d", "actions"), [(16, ["MUL"]), (32, ["MUL", "ANS"]), (48, [*EVERYTHING[:10], "ANS", "MUL"]), (80, EVERYTHING)]
+)
+@pytest.mark.parametrize("past_end", [False, True])
+@pytest.mark.parametrize("machine", [CalculatorMachine, stepped])
+def test_what_is_learned_from_is_that_of_float64(batch, d, actions, past_end, machine):
     results = []
     for dtype in (torch.float32, torch.float64):
-        network = agent(d=d).to(dtype)
-        generator.manual_seed(batch)
-        initial = torch.randn(batch, d, generator=generator).to(dtype).requires_grad_()
-        recurrence = network.begin(initial, horizon=5)
-        assert isinstance(recurrence._cell, CompiledCell if dtype == torch.float32 else PlainCell)
-        count, kept = batch, None
-        for step in range(5):
-            recurrence.step(torch.randint(STAGED_VOCABULARY, (count,), generator=generator), kept)
-            kept = None
-            if step in (0, 2):  # some episodes end
-                going_on = torch.rand(count, generator=generator) < 0.7
-                going_on[-1] = True
-                kept = going_on.nonzero()[:, 0]
-                count = len(kept)
-        states = recurrence.replay()
-        weight = torch.randn(states.shape, generator=generator).to(dtype)
-        inputs = [initial, network.embedding.weight, *network.gru.parameters()]
-        results.append([states, *torch.autograd.grad((states * weight).sum(), inputs)])
-    for single, double in zip(*results, strict=True):
-        assert_close(single.double(), double, rtol=1e-4, atol=1e-5 * max(1, double.abs().max().item()))
+        network = agent(d=d, actions=actions).to(dtype)
+        choices = some_choices(network, 7, batch)
+        episodes = rollout(network, machine(max_steps=5), some_problems(batch), 7, past_end=past_end, choices=choices)
+        seen = episodes.mask | past_end
+        assert torch.equal(episodes.choices[seen], choices[: len(seen)][seen])
+        weight = torch.randn(3, 7, batch, generator=torch.Generator().manual_seed(0))[:, : len(seen)]
+        judgement = torch.stack(episodes.judgement) * seen
+        (judgement * weight).sum().backward()
+        gradients = [parameter.grad for parameter in network.parameters()]
+        results.append((episodes, [judgement, *gradients]))
+    (episodes, singles), (expected, doubles) = results
+    for ours, theirs in zip(
+        (episodes.tokens, episodes.mask, *episodes.final[1:]),
+        (expected.tokens, expected.mask, *expected.final[1:]),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+    for single, double in zip(singles, doubles, strict=True):
+        assert_close(single.double(), double.double(), rtol=1e-4, atol=1e-5 * max(1, double.abs().max().item()))
 
 
 @pytest.mark.usefixtures("compiled", "threads")
-@pytest.mark.parametrize(
-    "actions", [["MUL"], ["MUL", "ANS"], [str(token) for token in range(10)] + ["ANS", "MUL"], None]
-)
+@pytest.mark.parametrize("actions", [["MUL"], ["MUL", "ANS"], [*EVERYTHING[:10], "ANS", "MUL"], EVERYTHING])
 @pytest.mark.parametrize("batch", [3, 200])
 def test_choices_are_drawn_by_inverse_transform_sampling(batch, actions):
-    everything = [str(token) for token in Token if token < STAGED_VOCABULARY]
-    network = agent(actions=actions or everything)
-    hidden, noise = 3 * torch.randn(batch, 48), torch.rand(batch)
-    sums = network.double().log_policy(hidden.double()).exp().cumsum(1)
-    choice = network.float().choose(hidden, noise)
-    low = torch.cat([torch.zeros(batch, 1), sums], 1).gather(1, choice[:, None])[:, 0]
-    high = sums.gather(1, choice[:, None])[:, 0]
+    network = agent(actions=actions)
+    network.policy.weight.data *= 9
+    episodes = rollout(network, CalculatorMachine(), some_problems(batch), 4, seed=5, past_end=True)
+    choice, double = episodes.choices, network.double()
+    recurrence = double.begin(double.encode(episodes.problems), 4)
+    heard = [torch.full_like(choice[0], Token.CTX), *episodes.tokens[:-1]]
+    log_policy = double.log_policy(torch.stack([recurrence.step(token).clone() for token in heard]))
+    sums = log_policy.exp().cumsum(2)
+    noise = random_uniform(5, Purpose.ACTION, episodes.problems.number * MAX_HORIZON + torch.arange(4)[:, None])
+    low = torch.cat([torch.zeros(4, batch, 1), sums], 2).gather(2, choice[..., None])[..., 0]
+    high = sums.gather(2, choice[..., None])[..., 0]
     assert (low < noise + 1e-5).all()
     assert (noise < high + 1e-5).all()
-    if batch > 100 and len(network.actions) > 2:
+    if batch > 100 and len(actions) > 2:
         assert len(choice.unique()) > 2
-    assert torch.equal(network.choose(hidden, None), network.log_policy(hidden).argmax(1))
-
-
-@pytest.mark.usefixtures("compiled", "threads")
-@pytest.mark.parametrize("actions", [["MUL"], ["MUL", "ANS", "STO"], None])
-@pytest.mark.parametrize("batch", [1, 9, 77, 9001])
-@pytest.mark.parametrize("d", [16, 96])
-def test_judgements_and_their_gradients_are_those_of_float64(batch, d, actions):
-    everything = [str(token) for token in Token if token < STAGED_VOCABULARY]
-    generator = torch.Generator().manual_seed(batch)
-    hidden = 3 * torch.randn(batch, d, generator=generator)
-    choices = torch.randint(len(actions or everything), (batch,), generator=generator)
-    weight = torch.randn(3, batch, generator=generator)
-    results = []
-    for dtype in (torch.float32, torch.float64):
-        network, states = agent(d=d, actions=actions or everything).to(dtype), hidden.to(dtype).requires_grad_()
-        if dtype == torch.float32:
-            judgement = torch.stack(network.judge(states, choices))
-        else:
-            policy = torch.distributions.Categorical(logits=network.policy(states)[:, network.actions])
-            judgement = torch.stack([policy.log_prob(choices), policy.entropy(), network.value(states)[:, 0]])
-        inputs = [states, *network.policy.parameters(), *network.value.parameters()]
-        results.append([judgement, *torch.autograd.grad((judgement * weight).sum(), inputs)])
-    for single, double in zip(*results, strict=True):
-        assert_close(single.double(), double, rtol=1e-4, atol=1e-5 * max(1, double.abs().max().item()))
+    likeliest = rollout(network.float(), CalculatorMachine(), some_problems(batch), 1).choices[0]
+    assert torch.equal(likeliest, log_policy[0].argmax(1))
 
 
 @pytest.mark.usefixtures("compiled")
 def test_sure_policies_have_finite_judgements():
-    network, choices = agent(), torch.arange(6)
+    network, choices = agent(), torch.arange(6)[None]
     network.policy.bias.data[network.actions] = torch.tensor([0, 1e4, 0, -1e4, 100, 0])
-    hidden = torch.randn(6, 48, requires_grad=True)
-    judgement = network.judge(hidden, choices)
-    assert judgement.log_prob.tolist() == pytest.approx([-1e4, 0, -1e4, -2e4, -9.9e3, -1e4], rel=1e-3)
+    judgement = rollout(network, CalculatorMachine(), some_problems(6), 1, choices=choices).judgement
+    assert judgement.log_prob[0].tolist() == pytest.approx([-1e4, 0, -1e4, -2e4, -9.9e3, -1e4], rel=1e-3)
     assert judgement.entropy.abs().max() < 1e-30
-    assert torch.autograd.grad(judgement.entropy.sum(), hidden)[0].isfinite().all()
-
-
-@pytest.mark.usefixtures("compiled")
-def test_choices_that_are_not_there_are_not_read():
-    with pytest.raises(IndexError, match="choice"):
-        agent().judge(torch.randn(3, 48), torch.tensor([0, 6, 1]))
+    judgement.entropy.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
 @pytest.mark.usefixtures("compiled", "threads")
 @pytest.mark.parametrize("machine", [CalculatorMachine(), CalculatorMachine(max_steps=5), TutorialMachine()])
 @pytest.mark.parametrize("batch", [1, 3000])
-def test_machines_end_as_they_do_by_pytorch(machine, batch, monkeypatch):
-    generator = torch.Generator().manual_seed(1)
-    number = torch.arange(batch)
-    problems = LADDER.problems(number, number % 3, number * 61 % 1000)
-    actions = torch.randint(-3, 25, (batch, 12), generator=generator)  # with padding, and what is no token
-    tools = torch.randint(Token.MUL, Token.EOS, (batch, 12), generator=generator)
-    actions = torch.where(torch.rand(batch, 12, generator=generator) < 0.2, actions, tools)
-    states = execute(machine, problems, actions)
-    monkeypatch.setattr(kernels, "compiled", lambda: None)
-    for state, wanted in zip(states, execute(machine, problems, actions), strict=True):
-        for field, tensor, plain in zip(state._fields[1:], state[1:], wanted[1:], strict=True):
+def test_machines_end_as_they_do_by_pytorch(machine, batch):
+    for actions in (EVERYTHING, [str(tool) for tool in TOOLS]):
+        network = agent(d=16, actions=actions)
+        choices, problems = some_choices(network, 12, batch), some_problems(batch)
+        final = rollout(network, machine, problems, 12, past_end=True, choices=choices).final
+        wanted = execute(machine, problems, network.actions[choices].T)[-1]
+        for field, tensor, plain in zip(final._fields[1:], final[1:], wanted[1:], strict=True):
             assert torch.equal(tensor, plain), field
 
 
 @pytest.mark.usefixtures("compiled")
-def test_products_wrap_as_they_do_by_pytorch(monkeypatch):
-    big = torch.full((4, 3), 2**62 + 12345)
-    problems = LADDER.problems(*torch.zeros(3, 4, dtype=torch.int64))._replace(operands=big)
-    actions = torch.tensor(
-        [[Token.MUL, Token.ADD], [Token.SUB, Token.MUL], [Token.ADD, Token.SUB], [Token.STO, Token.RCL]]
-    )
-    values = execute(CalculatorMachine(), problems, actions)[-1].value
-    monkeypatch.setattr(kernels, "compiled", lambda: None)
-    assert torch.equal(values, execute(CalculatorMachine(), problems, actions)[-1].value)
+def test_products_wrap_as_they_do_by_pytorch():
+    network, machine = agent(actions=["MUL", "ADD", "SUB", "STO", "RCL"]), CalculatorMachine()
+    problems = some_problems(4)
+    problems = problems._replace(operands=torch.full_like(problems.operands, 2**62 + 12345))
+    choices = torch.tensor([[0, 2, 1, 3], [1, 0, 2, 4]])
+    values = rollout(network, machine, problems, 2, choices=choices).final.value
+    assert torch.equal(values, execute(machine, problems, network.actions[choices].T)[-1].value)
+    assert values.abs().max() > 2**61
 
 
 @pytest.mark.usefixtures("compiled")
-def test_shapes_that_a_machine_does_not_have_are_refused():
-    machine, number = CalculatorMachine(), torch.zeros(2, dtype=torch.int64)
-    state = machine.start(LADDER.problems(number, number, number))
-    with pytest.raises(IndexError, match="shape"):
-        machine.step(state._replace(shape=state.shape + 10**6), number + Token.MUL)
+def test_what_is_not_there_is_not_read():
+    class Astray(CalculatorMachine):
+        def start(self, problems):
+            state = super().start(problems)
+            return state._replace(shape=state.shape + 10**6)
+
+    with pytest.raises(IndexError, match="machine"):
+        rollout(agent(), Astray(), some_problems(3), 2)
+    for choice in (6, -1, -(2**32), 2**32):
+        with pytest.raises(IndexError, match="choice"):
+            rollout(agent(), CalculatorMachine(), some_problems(2), 1, choices=torch.tensor([[0, choice]]))
+    network = agent()
+    network.actions[1] = STAGED_VOCABULARY
+    with pytest.raises(IndexError):
+        rollout(network, CalculatorMachine(), some_problems(3), 2)
 
 
 @pytest.mark.usefixtures("compiled", "threads")
 @pytest.mark.parametrize("count", [0, 5, 100_000])
-def test_random_bits_are_those_of_pytorch(count, monkeypatch):
+@pytest.mark.parametrize("bits", [64, 63, 23])
+def test_random_bits_are_those_of_pytorch(count, bits, monkeypatch):
     counter = torch.arange(count) * 0x123456789ABCDEF
-    bits = random_bits(7, Purpose.ACTION, counter)
+    drawn = random_bits(7, Purpose.ACTION, counter, bits)
     monkeypatch.setattr(kernels, "compiled", lambda: None)
-    assert torch.equal(bits, random_bits(7, Purpose.ACTION, counter))
+    assert torch.equal(drawn, random_bits(7, Purpose.ACTION, counter, bits))
 
 
 @pytest.mark.usefixtures("compiled")
@@ -199,10 +200,11 @@ def test_a_derived_agent_acts_by_its_own_policy():
             return (super().log_policy(hidden) + torch.tensor([-1e9, 0, -1e9])).log_softmax(-1)
 
     network = Fixed(d=48, actions=["MUL", "ADD", "ANS"])
-    assert (network.choose(torch.randn(50, 48), torch.rand(50)) == 1).all()
+    assert (rollout(network, CalculatorMachine(), some_problems(50), 3, seed=0).choices == 1).all()
 
 
-def test_they_are_what_a_rollout_uses(compiled, monkeypatch):
+@pytest.mark.parametrize("machine", [CalculatorMachine, stepped])
+def test_they_are_what_a_rollout_uses(machine, compiled, monkeypatch):
     called = []
 
     class Watched:
@@ -213,29 +215,22 @@ def test_they_are_what_a_rollout_uses(compiled, monkeypatch):
             return getattr(compiled, name)
 
     monkeypatch.setattr(kernels, "compiled", Watched)
-    network, number = agent(), torch.arange(200)
-    problems = LADDER.problems(number, number % 3, number)
-    torch.stack(rollout(network, CalculatorMachine(max_steps=6), problems, 6, seed=1).judge(network)).sum().backward()
-    assert set(called) == {
-        "random_bits", "gru_step", "heads_choose", "registers_step", "heads_judge", "heads_backward", "gru_backward"
-    }  # fmt: skip
+    episodes = rollout(agent(), machine(max_steps=6), some_problems(200), 6, seed=1)
+    torch.stack(episodes.judgement).sum().backward()
+    assert set(called) == {"random_bits", "rollout", "rollout_backward"}
 
 
 @pytest.mark.usefixtures("compiled", "threads")
-def test_steps_that_are_not_recorded_are_the_same():
+@pytest.mark.parametrize("machine", [CalculatorMachine, stepped])
+def test_steps_that_are_not_recorded_are_the_same(machine):
     """They use the same memory again and again, while episodes move up into the places of those that have ended."""
     network = agent()
-    initial, heard = torch.randn(1000, 48), torch.randint(STAGED_VOCABULARY, (1000,))
-    kept = torch.arange(0, 1000, 3)
-    found = []
-    for grad in (True, False):
-        with torch.set_grad_enabled(grad):
-            recurrence = RecordedGRU(network.embedding, network.gru, initial, horizon=4)
-            recurrence.step(heard)
-            recurrence.step(heard)
-            recurrence.step(heard[kept], kept)
-            found.append(recurrence.step(heard[kept]).clone())
-    assert torch.equal(*found)
+    recorded = rollout(network, machine(max_steps=9), some_problems(1000), 9, seed=2)
+    with torch.no_grad():
+        blind = rollout(network, machine(max_steps=9), some_problems(1000), 9, seed=2)
+    assert blind.judgement is None
+    assert torch.equal(blind.tokens, recorded.tokens)
+    assert torch.equal(blind.mask, recorded.mask)
 
 
 @pytest.mark.usefixtures("compiled")
@@ -243,11 +238,10 @@ def test_steps_that_are_not_recorded_are_the_same():
 def test_saturated_gates_stay_finite(scale):
     network = agent()
     network.embedding.weight.data *= scale
-    initial = torch.randn(9, 48, requires_grad=True)
-    recurrence = network.begin(initial, horizon=2)
-    for _ in range(2):
-        assert recurrence.step(torch.arange(9)).abs().max() < 10
-    assert torch.autograd.grad(recurrence.replay().sum(), initial)[0].isfinite().all()
+    judgement = rollout(network, CalculatorMachine(), some_problems(9), 2, seed=0).judgement
+    assert all(part.isfinite().all() for part in judgement)
+    judgement.value.sum().backward()
+    assert network.gru.weight_hh.grad.isfinite().all()
 
 
 @pytest.mark.usefixtures("compiled")
@@ -255,7 +249,9 @@ def test_what_is_no_number_is_passed_on():
     """Else a run that has gone wrong would go on."""
     network = agent()
     network.gru.weight_hh.data[0, 0] = float("nan")
-    assert network.begin(torch.randn(9, 48), horizon=1).step(torch.arange(9)).isnan().any()
+    judgement = rollout(network, CalculatorMachine(), some_problems(9), 1, seed=0).judgement
+    assert judgement.value.isnan().all()
+    assert judgement.log_prob.isnan().all()
 
 
 @pytest.mark.parametrize(
@@ -267,12 +263,3 @@ def test_what_they_cannot_compute_is_left_to_pytorch(compiled, unfit):
     assert kernels.network_kernels(fit, unfit(fit)) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert kernels.network_kernels(fit) is None
-
-
-@pytest.mark.usefixtures("compiled")
-def test_rows_that_are_not_there_are_not_read():
-    network = agent()
-    with pytest.raises(IndexError, match="token"):
-        network.begin(torch.randn(3, 48), horizon=2).step(torch.tensor([0, STAGED_VOCABULARY, 1]))
-    with pytest.raises(IndexError, match="row"):
-        network.begin(torch.randn(3, 48), horizon=2).step(torch.tensor([0, 1]), torch.tensor([1, 3]))

@@ -55,6 +55,11 @@ class Step(NamedTuple):
     points: dict[str, Tensor]
 
 
+def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All weights; to look for them in the module takes longer, with its metrics."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
 class ToolAgent(LightningModule):
     """Learns to call tools by reinforcement.
 
@@ -172,7 +177,8 @@ class ToolAgent(LightningModule):
         past_end = self.algorithm.past_end
         episodes = rollout(self.agent, self.machine, problems, self.horizon, self.seed, past_end)
         rewards = self.reward(self.machine, episodes.final, episodes.tokens)
-        terms = self.algorithm(episodes, rewards, episodes.judge(self.agent), self._mean_over_ranks)
+        assert episodes.judgement is not None  # gradients are enabled where something is to be learned
+        terms = self.algorithm(episodes, rewards, episodes.judgement, self._mean_over_ranks)
         points = self._training_points(episodes, rewards, terms) if with_points else {}
         return Step(terms.loss, episodes.final.steps.sum(), points)
 
@@ -204,10 +210,10 @@ class ToolAgent(LightningModule):
             **dict(zip(self._tools, calls.sum((0, 1)) / steps, strict=True)),
         }
 
-    def gradient_norm(self) -> Tensor:
+    def gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Norm of the gradients of all weights, a scalar; computed once, when it is asked for before an update."""
         if self._gradient_norm is None:
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            gradients = [weight.grad for weight in _weights(optimizer) if weight.grad is not None]
             self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
         return self._gradient_norm
 
@@ -221,7 +227,7 @@ class ToolAgent(LightningModule):
         largest = gradient_clip_val or 0.0
         by_norm = largest > 0 and gradient_clip_algorithm in (None, "norm")
         if by_norm and type(self.trainer.precision_plugin) is Precision:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters(), largest, self.gradient_norm())
+            torch.nn.utils.clip_grads_with_norm_(_weights(optimizer), largest, self.gradient_norm(optimizer))
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -229,7 +235,7 @@ class ToolAgent(LightningModule):
         """Add points to the curves; among them the norm of the gradient, before it is clipped."""
         if not self._is_logging_step():
             return
-        points = {**self._points, "train/gradient_norm": self.gradient_norm()}
+        points = {**self._points, "train/gradient_norm": self.gradient_norm(optimizer)}
         means = self._mean_over_ranks(torch.stack([value.float() for value in points.values()]))
         rate = optimizer.param_groups[0]["lr"]
         add_points(self.trainer, {**dict(zip(points, means.tolist(), strict=True)), "train/learning_rate": rate})

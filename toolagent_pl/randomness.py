@@ -49,25 +49,24 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def random_bits(seed: int, purpose: Purpose, counter: Tensor) -> Tensor:
-    """64 random bits for each counter.
+def random_bits(seed: int, purpose: Purpose, counter: Tensor, bits: int = 64) -> Tensor:
+    """Random bits for each counter.
 
     Args:
         seed: Seed of the run, from 0 to 2^56 - 1.
         purpose: Which sequence to draw from.
         counter: int64 tensor of any shape; which draws of the sequence.
+        bits: How many; the first of 64.
 
     Returns:
-        int64 tensor of the shape of ``counter``, uniform over all 2^64 bit patterns.
+        int64 tensor of the shape of ``counter``, uniform over all patterns of so many bits.
     """
     start = (_key(seed, purpose) + _GAMMA) & _MASK
     if kernels := integer_kernels(counter):
-        bits = torch.empty_like(counter)
-        threads = torch.get_num_threads()
-        kernels.random_bits(
-            counter.numel(), threads, start, _GAMMA, _MIX_1, _MIX_2, counter.data_ptr(), bits.data_ptr()
-        )
-        return bits
+        drawn = torch.empty_like(counter)
+        sizes = counter.numel(), torch.get_num_threads(), 64 - bits
+        kernels.random_bits(*sizes, start, _GAMMA, _MIX_1, _MIX_2, counter.data_ptr(), drawn.data_ptr())
+        return drawn
     # In place: a draw for every (problem, step) is made in each update, and int64 products wrap as needed.
     z = counter * _signed(_GAMMA)
     z += _signed(start)
@@ -76,7 +75,7 @@ def random_bits(seed: int, purpose: Purpose, counter: Tensor) -> Tensor:
     z ^= _shift_right(z, 27)
     z *= _signed(_MIX_2)
     z ^= _shift_right(z, 31)
-    return z
+    return z if bits == 64 else _shift_right(z, 64 - bits)
 
 
 def random_below(seed: int, purpose: Purpose, counter: Tensor, bound: Tensor) -> Tensor:
@@ -88,7 +87,7 @@ def random_below(seed: int, purpose: Purpose, counter: Tensor, bound: Tensor) ->
     Returns:
         int64 tensor of the shape of ``counter``.
     """
-    return _shift_right(random_bits(seed, purpose, counter), 1) % bound
+    return random_bits(seed, purpose, counter, bits=63) % bound
 
 
 def random_uniform(seed: int, purpose: Purpose, counter: Tensor) -> Tensor:
@@ -96,5 +95,4 @@ def random_uniform(seed: int, purpose: Purpose, counter: Tensor) -> Tensor:
 
     23 bits and a half step are what float32 holds exactly, so that no rounding reaches 0 or 1.
     """
-    top = _shift_right(random_bits(seed, purpose, counter), 41)
-    return top.to(torch.float32).add_(0.5).mul_(2.0**-23)
+    return random_bits(seed, purpose, counter, bits=23).to(torch.float32).add_(0.5).mul_(2.0**-23)

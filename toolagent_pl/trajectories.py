@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from toolagent_pl.learning.rollout import Rollout, visible_actions
-from toolagent_pl.machines import Machine
+from toolagent_pl.machines import Machine, execute
 from toolagent_pl.problems import Ladder, Problems
 from toolagent_pl.tokens import Token
 
@@ -65,14 +65,16 @@ def trajectories(ladder: Ladder, machine: Machine, episodes: Rollout, rewards: T
     """
     problems: Problems = episodes.problems
     outcome = machine.outcome(episodes.final)
-    values = torch.stack([state.value for state in episodes.states[1:]], 1)  # [B, T]
-    valued = torch.stack([state.valued for state in episodes.states[1:]], 1)
+    actions = visible_actions(episodes)
+    states = execute(machine, problems, actions)[1:]
+    values = torch.stack([state.value for state in states], 1)  # [B, T]
+    valued = torch.stack([state.valued for state in states], 1)
     columns = zip(
         problems.stage.tolist(),
         problems.operands.tolist(),
         problems.length.tolist(),
         problems.target.tolist(),
-        visible_actions(episodes).tolist(),
+        actions.tolist(),
         values.tolist(),
         valued.tolist(),
         outcome.answer.tolist(),
@@ -83,7 +85,7 @@ def trajectories(ladder: Ladder, machine: Machine, episodes: Rollout, rewards: T
         strict=True,
     )
     result = []
-    for stage, tape, length, target, actions, value, has_value, answer, has_answer, correct, reward, steps in columns:
+    for stage, tape, length, target, called, value, has_value, answer, has_answer, correct, reward, steps in columns:
         operands = tape[:length]
         result.append(
             Trajectory(
@@ -91,7 +93,7 @@ def trajectories(ladder: Ladder, machine: Machine, episodes: Rollout, rewards: T
                 problem=ladder.stages[stage].written(operands),
                 operands=operands,
                 target=target,
-                actions=[str(Token(action)) for action in actions[:steps]],
+                actions=[str(Token(action)) for action in called[:steps]],
                 values=[v if has else None for v, has in zip(value[:steps], has_value[:steps], strict=True)],
                 answer=answer if has_answer else None,
                 correct=correct,

@@ -20,10 +20,10 @@ from benchmarks.contestants.contestant import (
     Weights,
     initial_weights,
 )
-from toolagent_pl.agents import ActorCritic, Agent
+from toolagent_pl.agents import ActorCritic
 from toolagent_pl.learning.algorithms import TutorialA2C
 from toolagent_pl.learning.rollout import Rollout, rollout
-from toolagent_pl.machines import Machine, TutorialMachine, execute
+from toolagent_pl.machines import TutorialMachine
 from toolagent_pl.machines.rewards import TutorialReward
 from toolagent_pl.problems import Ladder, Problems
 from toolagent_pl.problems.stream import ProblemStream
@@ -83,12 +83,13 @@ class ThisProject(Contestant):
 
     def _learn(self, problems: Problems) -> tuple[Tensor, Tensor]:
         """Act; mean reward and loss of that."""
-        return self._loss(rollout(self.agent, self.machine, problems, ACTIONS, self.seed, True))
+        return self._loss(rollout(self.agent, self.machine, problems, ACTIONS, self.seed, past_end=True))
 
     def _loss(self, episodes: Rollout) -> tuple[Tensor, Tensor]:
         """Mean reward and loss."""
         rewards = self.reward(self.machine, episodes.final, episodes.tokens)
-        terms = self.algorithm(episodes, rewards, episodes.judge(self.agent), lambda x: x)
+        assert episodes.judgement is not None
+        terms = self.algorithm(episodes, rewards, episodes.judgement, lambda x: x)
         return rewards.sum(0).mean(), terms.loss
 
     def update(self) -> tuple[Tensor, Tensor]:
@@ -106,7 +107,8 @@ class ThisProject(Contestant):
     def loss_and_gradients(self, operands: np.ndarray, actions: np.ndarray) -> tuple[float, Weights]:
         """Loss of given episodes and its gradients."""
         choices = torch.from_numpy(actions).T.to(self.device)  # all tokens are allowed, in order
-        _, loss = self._loss(given_episodes(self.agent, self.machine, self._problems(operands), choices))
+        problems = self._problems(operands)
+        _, loss = self._loss(rollout(self.agent, self.machine, problems, ACTIONS, past_end=True, choices=choices))
         return loss.item(), torch_weights.gradients(self.parameters, loss)
 
     def _problems(self, operands: np.ndarray) -> Problems:
@@ -114,14 +116,3 @@ class ThisProject(Contestant):
         shown = SHOWN[self.stage]
         index = torch.from_numpy(operands[:, :shown] @ 10 ** np.arange(shown)[::-1]).to(self.device)
         return self.ladder.problems(torch.arange(len(index), device=self.device), index * 0 + self.stage, index)
-
-
-def given_episodes(agent: Agent, machine: Machine, problems: Problems, choices: Tensor) -> Rollout:
-    """The rollout in which an agent makes these choices, int64 ``[T, B]``."""
-    tokens = agent.actions[choices]
-    states = execute(machine, problems, tokens.T)
-    recurrence = agent.begin(agent.encode(problems), len(tokens))
-    for heard in [torch.full_like(tokens[0], Token.CTX), *tokens[:-1]]:
-        recurrence.step(heard)
-    mask = ~torch.stack([state.done for state in states[:-1]])
-    return Rollout(problems, choices, tokens, mask, list(states), recurrence)

@@ -1,13 +1,12 @@
 """The actor-critic: what it reads, and what it may choose."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from toolagent_pl.agents import ActorCritic, Agent
+from toolagent_pl.agents import ActorCritic
 from toolagent_pl.agents.agent import chosen_and_entropy
 from toolagent_pl.problems import Ladder
 from toolagent_pl.tokens import TOOLS, Token
@@ -76,30 +75,12 @@ def test_entropy_and_chosen_probabilities():
     assert entropy[0].tolist() == pytest.approx([math.log(2), -0.9 * math.log(0.9) - 0.1 * math.log(0.1)])
 
 
-@pytest.mark.parametrize("d", [16, 20])
-def test_choices_are_judged_by_both_heads(d):
-    """By the kernels where they fit, and by what every agent has."""
-    network, hidden = agent(d=d), torch.randn(9, d)
-    for judge in (network.judge, partial(Agent.judge, network)):
-        choices = torch.arange(9) % 6
-        judgement = judge(hidden, choices)
-        assert_close(judgement.log_prob, network.log_policy(hidden)[torch.arange(9), choices])
-        assert_close(judgement.entropy, torch.distributions.Categorical(logits=network.log_policy(hidden)).entropy())
-        assert_close(judgement.value, network.value(hidden)[:, 0])
-
-
-@pytest.mark.parametrize("d", [16, 20])
-def test_a_derived_agent_is_judged_by_its_own_heads(d):
-    class Doubled(ActorCritic):
-        def values(self, hidden):
-            return 2 * super().values(hidden)
-
-    hidden, choices = torch.randn(9, d), torch.arange(9) % 6
-    torch.manual_seed(0)
-    own = Doubled(d=d).judge(hidden, choices)
-    plain = agent(d=d).judge(hidden, choices)
-    assert_close(own.value, 2 * plain.value)
-    assert_close(own.log_prob, plain.log_prob)
+def test_choices_are_judged_by_both_heads():
+    network, hidden, choices = agent(), torch.randn(9, 16), torch.arange(9) % 6
+    judgement = network.judge(hidden, choices)
+    assert_close(judgement.log_prob, network.log_policy(hidden)[torch.arange(9), choices])
+    assert_close(judgement.entropy, torch.distributions.Categorical(logits=network.log_policy(hidden)).entropy())
+    assert_close(judgement.value, network.value(hidden)[:, 0])
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from types import ModuleType
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolagent_pl.agents import compiled
-from toolagent_pl.agents.agent import Agent, Judgement, Recurrence
+from toolagent_pl.agents.agent import Agent, Network, Recurrence
 from toolagent_pl.agents.gru import RecordedGRU, gate_table, gru_step
-from toolagent_pl.kernels import network_kernels
 from toolagent_pl.problems import Problems
 from toolagent_pl.tokens import STAGED_VOCABULARY, TOOL_NAMES, Token
 
@@ -80,12 +77,10 @@ class ActorCritic(Agent):
             return super().begin(hidden, horizon)
         return RecordedGRU(self.embedding, self.gru, hidden, horizon)
 
-    def choose(self, hidden: Tensor, noise: Tensor | None) -> Tensor:
-        """An action for each row, int64 ``[K]``."""
-        kernels = self._kernels(hidden)
-        if kernels is None:
-            return super().choose(hidden, noise)
-        return compiled.choose(kernels, hidden, self.policy, self.actions, noise)
+    def network(self) -> Network | None:
+        """The GRU and its heads, unless a derived agent has some of its own."""
+        own = _steps_by_itself(type(self))
+        return None if own else Network(self.embedding, self.gru, self.policy, self.value)
 
     def log_policy(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the allowed actions, float32 ``[..., A]``."""
@@ -102,24 +97,12 @@ class ActorCritic(Agent):
         values: Tensor = self.value(hidden).float()
         return values[..., 0]
 
-    def judge(self, hidden: Tensor, choices: Tensor) -> Judgement:
-        """What to learn from, ``[N]`` each."""
-        kernels = self._kernels(hidden)
-        if kernels is None:
-            return super().judge(hidden, choices)
-        return compiled.judge(kernels, hidden, choices, self.policy, self.value, self.actions)
-
-    def _kernels(self, hidden: Tensor) -> ModuleType | None:
-        """What can compute the heads of these states faster."""
-        kernels = network_kernels(hidden, self.policy.weight)
-        kernels = None if not kernels or _has_own_heads(type(self)) else kernels
-        return kernels if kernels and compiled.heads_fit(kernels, len(self.actions) + 1) else None
-
 
 @lru_cache
-def _has_own_heads(kind: type[ActorCritic]) -> bool:
-    """Whether a derived agent has heads of its own, which only PyTorch knows."""
-    return any(getattr(kind, name) is not getattr(ActorCritic, name) for name in ("log_policy", "values"))
+def _steps_by_itself(kind: type[ActorCritic]) -> bool:
+    """Whether a derived agent does something between ``encode`` and its choices that only PyTorch knows."""
+    steps = ("step", "begin", "choose", "judge", "log_policy", "values")
+    return any(getattr(kind, name) is not getattr(ActorCritic, name) for name in steps)
 
 
 def _actions_first(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

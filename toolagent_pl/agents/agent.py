@@ -43,6 +43,22 @@ class Judgement(NamedTuple):
     value: Tensor
 
 
+class Network(NamedTuple):
+    """An agent that is a GRU with linear heads and nothing else, which kernels can step.
+
+    Attributes:
+        embedding: Of the tokens heard.
+        gru: The states.
+        policy: Gives each token a logit.
+        value: The expected return.
+    """
+
+    embedding: nn.Embedding
+    gru: nn.GRUCell
+    policy: nn.Linear
+    value: nn.Linear
+
+
 class Agent(nn.Module, ABC):
     """A recurrent actor-critic. Derive from it and name your class in the configuration.
 
@@ -76,6 +92,10 @@ class Agent(nn.Module, ABC):
             horizon: Most steps that will be taken.
         """
         return _Differentiated(self, hidden)
+
+    def network(self) -> Network | None:
+        """The parts of the agent, where a ``Network`` is all that there is to it after ``encode``; else None."""
+        return None
 
     @abstractmethod
     def log_policy(self, hidden: Tensor) -> Tensor:

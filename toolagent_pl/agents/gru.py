@@ -9,14 +9,13 @@ the reset gate applied after the matrix product, as in ``torch.nn.GRUCell``:
 where i is what the token heard contributes and h_r, h_z, h_n = W h.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolagent_pl.agents.agent import Recurrence
-from toolagent_pl.agents.cell import Cell, Rows
-from toolagent_pl.agents.compiled import CompiledCell
-from toolagent_pl.kernels import network_kernels
 
 _MINUS_ONE = torch.tensor(-1.0)
 
@@ -30,6 +29,30 @@ def gate_table(embedding: nn.Embedding, gru: nn.GRUCell) -> Tensor:
     reset, update, new = F.linear(embedding.weight, gru.weight_ih, gru.bias_ih).chunk(3, 1)
     bias_reset, bias_update, bias_new = gru.bias_hh.chunk(3)
     return torch.cat([new, reset + bias_reset, update + bias_update, bias_new.expand_as(new)], 1)
+
+
+class GateGradients(NamedTuple):
+    """Gradients of the weights that a table of gates is made of."""
+
+    embedding: Tensor
+    weight_ih: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
+
+
+def gate_table_backward(d_table: Tensor, embedding: Tensor, weight_ih: Tensor) -> GateGradients:
+    """The way back through ``gate_table``, for those who do without autograd.
+
+    Args:
+        d_table: ``[V, 4d]``.
+        embedding: ``[V, e]``.
+        weight_ih: ``[3d, e]``.
+    """
+    d = len(weight_ih) // 3
+    d_new, d_reset_update, d_new_hidden = d_table.split([d, 2 * d, d], 1)
+    d_input = torch.cat([d_reset_update, d_new], 1)  # [V, 3d]
+    d_bias_hh = torch.cat([d_reset_update, d_new_hidden], 1).sum(0)
+    return GateGradients(d_input @ weight_ih, d_input.T @ embedding, d_input.sum(0), d_bias_hh)
 
 
 def gru_step(table: Tensor, weight: Tensor, hidden: Tensor, heard: Tensor) -> Tensor:
@@ -48,8 +71,23 @@ def gru_step(table: Tensor, weight: Tensor, hidden: Tensor, heard: Tensor) -> Te
     return new + update * (hidden - new)
 
 
-class PlainCell:
-    """A GRU by operations of PyTorch: for every device and precision.
+class Rows(NamedTuple):
+    """What ``N`` rows write down in a step, or in several, one step after the other.
+
+    Attributes:
+        heard: int64 ``[N]``, tokens.
+        gates: ``[N, 4d]``, the values of n, r, z, h_n.
+        before, after: ``[N, d]``, the states that each row goes on from, and gets to.
+    """
+
+    heard: Tensor
+    gates: Tensor
+    before: Tensor
+    after: Tensor
+
+
+class Cell:
+    """A GRU that takes steps, and knows the gradients of those taken.
 
     Args:
         table: ``[V, 4d]``.
@@ -63,7 +101,13 @@ class PlainCell:
         self._weight = weight.detach().T.to(precision).contiguous()  # [d, 3d]
 
     def step(self, rows: Rows, kept: Tensor | None, last: Tensor) -> None:
-        """One step."""
+        """One step of ``K`` rows; gates and states are written.
+
+        Args:
+            rows: The ``K`` rows, tokens given.
+            kept: int64 ``[K]``, rows of ``last`` that go on; None for all of them.
+            last: ``[L, d]``, states after the step before.
+        """
         heard, gates, before, after = rows
         d = last.shape[1]
         if kept is None:
@@ -84,8 +128,21 @@ class PlainCell:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Back-propagation through time.
 
+        With ``D`` the gradient of (i_n, r, z, h_n) before their activations and ``f`` that of a step's state:
+            D_i_n = f (1 - z) (1 - n^2),  D_z = f (1 - z) z (h - n),  D_h_n = D_i_n r,  D_r = D_i_n h_n r (1 - r)
+        and ``z (h - n) = h' - n``; ``f z + (D_r, D_z, D_h_n) W`` is what the step before gets.
+
         The gradients take the places of the gates, whose memory is at hand; D_r and D_h_n change places, so that
         each can be made from what is still there.
+
+        Args:
+            rows: Those of all steps, ``[N]``. The gates are overwritten.
+            output: ``[N, d]``, gradient of ``rows.after``.
+            steps: For each step how many rows it has, and ``kept``.
+            batch: Rows before the first step.
+
+        Returns:
+            Gradients of the initial state ``[batch, d]``, the table ``[V, 4d]`` and the weight ``[3d, d]``.
         """
         heard, gates, before, after = rows
         d = output.shape[1]
@@ -186,12 +243,7 @@ class RecordedGRU(Recurrence):
         kind = initial.device.type
         low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         precision = torch.get_autocast_dtype(kind) if low else self._weight.dtype
-        kernels = network_kernels(self._table, self._weight, initial)
-        self._cell: Cell = (
-            CompiledCell(kernels, self._table, self._weight)
-            if kernels
-            else PlainCell(self._table, self._weight, precision)
-        )
+        self._cell = Cell(self._table, self._weight, precision)
         self._recording = torch.is_grad_enabled()  # else steps use two places in turns
         room = batch * (horizon if self._recording else 2)
         self._gates = self._weight.new_empty(room, 4 * d)

@@ -45,7 +45,7 @@ class StopOnNonFinite(Callback):
             self._batches = []
             return  # it leaves out updates whose gradients overflow, and halves its scale
         assert isinstance(pl_module, ToolAgent)
-        norm = pl_module.gradient_norm()
+        norm = pl_module.gradient_norm(optimizer)
         self._updates.append((trainer.global_step, self._batches, norm))
         self._batches = []
         step = trainer.global_step + 1

@@ -5,6 +5,7 @@
  * stands in for, and computes the same in another order. The same files are compiled once for each kind of processor;
  * Python chooses among them, and passes tensors as addresses of contiguous memory.
  */
+#pragma once
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030a0000
 #include <Python.h>
@@ -20,7 +21,7 @@ enum { LANES = 16, ROWS = 8 };
 #else
 enum { LANES = 8, ROWS = 4 };
 #endif
-enum { COLUMNS = 3, BLOCK = 64 }; /* sums of a row; most rows that stay in the cache from one use to the next */
+enum { COLUMNS = 3, BLOCK = 128 }; /* sums of a row; most rows that stay in the cache from one use to the next */
 
 typedef Py_ssize_t size;
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -55,12 +56,18 @@ INLINE vec exponential(vec x) {
 
 INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
 
-/* total += rows @ weight for a few rows of a length; weight is [length, columns * LANES]. */
+/* total += rows @ weight for a few rows of a length, whose numbers are step apart; weight is [length, columns * LANES],
+ * and its rows are stride apart. */
+INLINE void add_strided_product(int columns, vec total[ROWS][COLUMNS], const float *const rows[ROWS], size step,
+                                const float *weight, size stride, size length) {
+    for (size k = 0; k < length; k++, weight += stride)
+        for (int i = 0; i < ROWS; i++)
+            for (int c = 0; c < columns; c++) total[i][c] += rows[i][k * step] * load(weight + c * LANES);
+}
+
 INLINE void add_product(int columns, vec total[ROWS][COLUMNS], const float *const rows[ROWS], const float *weight,
                         size length) {
-    for (size k = 0; k < length; k++, weight += columns * LANES)
-        for (int i = 0; i < ROWS; i++)
-            for (int c = 0; c < columns; c++) total[i][c] += rows[i][k] * load(weight + c * LANES);
+    add_strided_product(columns, total, rows, 1, weight, columns * LANES, length);
 }
 
 /* Where the ROWS rows from first on begin; the last row stands in for those beyond the end. */
@@ -68,20 +75,48 @@ INLINE void point(const float *rows[ROWS], const float *base, size stride, size 
     for (int i = 0; i < ROWS; i++) rows[i] = base + smaller(first + i, end - 1) * stride;
 }
 
-/* Rows of a block: at most BLOCK, and so many that all threads get as many blocks. */
-INLINE size block_of(size count, size threads) {
-    const size blocks = threads * ratio_up(count, threads * BLOCK);
-    return count ? ratio_up(ratio_up(count, blocks), ROWS) * ROWS : BLOCK;
+/* to[place[i]] = base[i] + rows[i] @ weight, for rows [count, length]; base and to are [.., d], and weight is
+ * [d / (columns * LANES), length, columns * LANES]. */
+INLINE void pass_on(int columns, const float *rows, size length, const float *weight, const float *base,
+                    const int64_t *place, float *to, size d, size count) {
+    for (size j = 0; j < d; j += columns * LANES)
+        for (size tile = 0; tile < count; tile += ROWS) {
+            const float *from[ROWS], *start[ROWS];
+            vec total[ROWS][COLUMNS];
+            point(from, rows, length, tile, count);
+            point(start, base + j, d, tile, count);
+            for (int i = 0; i < ROWS; i++)
+                for (int c = 0; c < columns; c++) total[i][c] = load(start[i] + c * LANES);
+            add_product(columns, total, from, weight + j * length, length);
+            for (int i = 0; i < ROWS && tile + i < count; i++)
+                for (int c = 0; c < columns; c++)
+                    store(to + (place ? place[tile + i] : tile + i) * d + j + c * LANES, total[i][c]);
+        }
 }
 
-/* gru.c */
-PyObject *gru_step(PyObject *module, PyObject *args);
-PyObject *gru_backward(PyObject *module, PyObject *args);
-/* heads.c */
-PyObject *heads_choose(PyObject *module, PyObject *args);
-PyObject *heads_judge(PyObject *module, PyObject *args);
-PyObject *heads_backward(PyObject *module, PyObject *args);
-/* registers.c */
-PyObject *registers_step(PyObject *module, PyObject *args);
+/* to += left.T @ right: left is [count, n], right [count, d], to [n, d]. */
+INLINE void add_outer_product(int columns, const float *left, size n, const float *right, float *to, size d, size count) {
+    for (size j = 0; j < d; j += columns * LANES)
+        for (size tile = 0; tile < n; tile += ROWS) {
+            const float *from[ROWS];
+            vec total[ROWS][COLUMNS];
+            point(from, left, 1, tile, n);
+            for (int i = 0; i < ROWS; i++)
+                for (int c = 0; c < columns; c++) total[i][c] = load(to + smaller(tile + i, n - 1) * d + j + c * LANES);
+            add_strided_product(columns, total, from, n, right + j, d, count);
+            for (int i = 0; i < ROWS && tile + i < n; i++)
+                for (int c = 0; c < columns; c++) store(to + (tile + i) * d + j + c * LANES, total[i][c]);
+        }
+}
+
+/* Rows of a block: at most BLOCK, in whole groups, and so many that all threads get as many blocks. */
+INLINE size block_of(size count, size threads) {
+    const size blocks = threads * ratio_up(count, threads * BLOCK);
+    return count ? ratio_up(ratio_up(count, blocks), LANES) * LANES : BLOCK;
+}
+
+/* rollout.c */
+PyObject *rollout(PyObject *module, PyObject *args);
+PyObject *rollout_backward(PyObject *module, PyObject *args);
 /* random.c */
 PyObject *random_bits(PyObject *module, PyObject *args);

@@ -2,12 +2,8 @@
 #include "kernels.h"
 
 static PyMethodDef methods[] = {
-    {"gru_step", gru_step, METH_VARARGS, "One step of the GRU."},
-    {"gru_backward", gru_backward, METH_VARARGS, "Gradients of all steps."},
-    {"heads_choose", heads_choose, METH_VARARGS, "An action for each row."},
-    {"heads_judge", heads_judge, METH_VARARGS, "Log-probability, entropy and value of each row."},
-    {"heads_backward", heads_backward, METH_VARARGS, "Their gradients."},
-    {"registers_step", registers_step, METH_VARARGS, "One action of each machine."},
+    {"rollout", rollout, METH_VARARGS, "Steps of a batch of episodes."},
+    {"rollout_backward", rollout_backward, METH_VARARGS, "The way back through all of them."},
     {"random_bits", random_bits, METH_VARARGS, "64 random bits for each counter."},
     {NULL, NULL, 0, NULL},
 };

@@ -89,13 +89,14 @@ class CalculatorMachine(RegisterMachine):
 
     def outcome(self, state: RegisterState) -> Outcome:
         """How the episodes ended."""
-        right = state.number == 1  # nothing but a value in the accumulator
-        right &= state.registers[:, ACCUMULATOR] == state.problems.target
+        accumulator = state.registers[:, ACCUMULATOR]
+        valued = state.answered & state.valued
+        right = (state.number == 1) & (accumulator == state.problems.target)  # nothing but a value in the accumulator
         return Outcome(
             answered=state.answered,
-            answer=torch.where(state.answered, state.value, 0),
-            valued=state.answered & state.valued,
-            correct=state.answered & right,
+            answer=torch.where(valued, accumulator, 0),
+            valued=valued,
+            correct=valued & right,
             steps=state.steps,
         )
 

@@ -7,13 +7,11 @@ them, and to execute a token is to look its effect up, to read two registers, an
 
 from abc import abstractmethod
 from collections.abc import Callable
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from toolagent_pl.kernels import integer_kernels
 from toolagent_pl.machines.machine import Machine
 from toolagent_pl.problems import Problems
 from toolagent_pl.tokens import PADDING, Token
@@ -123,8 +121,11 @@ class RegisterMachine(Machine[RegisterState]):
     def _effects(self, width: int) -> Effects:
         """The rules, for tapes of up to ``width`` operands."""
 
-    def _table(self, problems: Problems) -> Tensor:
-        """The rules for these problems, made once: to copy them in each update, a GPU would be waited for."""
+    def table(self, problems: Problems) -> Tensor:
+        """The rules for these problems, int64 ``[shapes * PAIRS, 7]``; see ``Effects.table``.
+
+        Made once: to copy them in each update, a GPU would be waited for.
+        """
         key = problems.operands.shape[1], problems.device
         if key not in self._tables:
             self._tables[key] = self._effects(key[0]).table().to(key[1])
@@ -151,10 +152,7 @@ class RegisterMachine(Machine[RegisterState]):
                 be ``left``, or ``left + right``.
         """
         problems, registers, shape, done, answered, steps, idle = state
-        effects = self._table(problems)
-        kernels = integer_kernels(effects, action, *state[1:]) if combine is arithmetic else None
-        if kernels:
-            return _step_compiled(kernels, effects, state, action, self.max_steps)
+        effects = self.table(problems)
         action = action.clamp(PADDING, LAST_TOKEN).masked_fill_(done, PADDING)
         effect = effects.index_select(0, shape + action)  # [B, 7]
         shape, tool, _, _, target, idled, stepped = effect.unbind(1)
@@ -165,26 +163,3 @@ class RegisterMachine(Machine[RegisterState]):
         if self.max_steps is not None:
             done = done | (steps >= self.max_steps)
         return RegisterState(problems, registers, shape, done, answered | answer, steps, idle + idled)
-
-
-def _step_compiled(
-    kernels: ModuleType, effects: Tensor, state: RegisterState, action: Tensor, max_steps: int | None
-) -> RegisterState:
-    """``RegisterMachine.step`` with ``arithmetic``, by the kernels."""
-    after = RegisterState(state.problems, *(torch.empty_like(tensor) for tensor in state[1:]))
-    kernels.registers_step(
-        *state.registers.shape,
-        len(effects),
-        torch.get_num_threads(),
-        PADDING,
-        LAST_TOKEN,
-        Token.MUL,
-        Token.SUB,
-        Token.ANS,
-        max_steps or 0,
-        effects.data_ptr(),
-        action.data_ptr(),
-        *(tensor.data_ptr() for tensor in state[1:]),
-        *(tensor.data_ptr() for tensor in after[1:]),
-    )
-    return after

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from toolagent_pl.machines.machine import Outcome, execute
-from toolagent_pl.machines.microcode import FREE, PAIRS, ZERO, Effects, RegisterMachine, RegisterState
+from toolagent_pl.machines.microcode import ACCUMULATOR, FREE, PAIRS, ZERO, Effects, RegisterMachine, RegisterState
 from toolagent_pl.problems import STAGES, Problems, Stage
 from toolagent_pl.tokens import PADDING, Token
 
@@ -83,11 +83,12 @@ class TutorialMachine(RegisterMachine):
 
     def outcome(self, state: RegisterState) -> Outcome:
         """How the episodes ended; correct is judged on the stage's true target, not on the tutorial's."""
+        accumulator, valued = state.registers[:, ACCUMULATOR], state.answered & state.valued
         return Outcome(
             answered=state.answered,
-            answer=torch.where(state.answered, state.value, 0),
-            valued=state.answered & state.valued,
-            correct=state.answered & state.valued & (state.value == state.problems.target),
+            answer=torch.where(valued, accumulator, 0),
+            valued=valued,
+            correct=valued & (accumulator == state.problems.target),
             steps=state.steps,
         )
 
@@ -155,7 +156,7 @@ def tutorial_reward(problems: Problems, outcome: Outcome) -> Tensor:
     goal4 = goal1 - goal3
     goals = torch.stack([goal0, goal1, goal2, goal3, goal4], 1)  # [B, 5]
     reached = (outcome.answer[:, None] == goals) & outcome.valued[:, None]
-    shaped = (_shares(goals.device)[problems.stage] * reached).sum(1)
+    shaped = (_shares(goals.device).index_select(0, problems.stage) * reached).sum(1)
     correct = reached.gather(1, problems.stage[:, None])[:, 0]
     return correct + 0.2 * shaped
 

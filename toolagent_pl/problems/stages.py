@@ -85,9 +85,12 @@ class Ladder:
         operators = max(len(stage.expression.tree) for stage in self.stages)
         self._size = torch.tensor([stage.size for stage in self.stages])
         self._length = torch.tensor([stage.operands for stage in self.stages])
-        # Place value of each operand in the number of its problem; past the tape any value will do.
-        self._place = torch.tensor(
-            [[BASE ** max(stage.operands - 1 - j, 0) for j in range(self.width)] for stage in self.stages]
+        places = [[BASE**j for j in reversed(range(stage.operands))] for stage in self.stages]
+        # Place value of each operand in the number of its problem; past the tape so much that the digit is 0.
+        self._place = torch.tensor([place + [INT64_MAX] * (self.width - len(place)) for place in places])
+        # What is read after the operands, and 0 in their places.
+        self._end = torch.tensor(
+            [[0] * len(place) + [Token.CTX] + [Token.EOS] * (self.width - len(place)) for place in places]
         )
         self._tree = torch.zeros(len(self.stages), operators, 4, dtype=torch.int64)
         for row, stage in zip(self._tree, self.stages, strict=True):
@@ -104,13 +107,13 @@ class Ladder:
     def to(self, device: torch.device | str) -> "Ladder":
         """The same ladder, making its batches on ``device``."""
         moved = Ladder(self.names)
-        for table in ("_size", "_length", "_place", "_tree"):
+        for table in ("_size", "_length", "_place", "_end", "_tree"):
             setattr(moved, table, getattr(self, table).to(device))
         return moved
 
     def sizes(self, stage: Tensor) -> Tensor:
         """How many problems each stage has; int64, of the shape of ``stage``."""
-        return self._size[stage]
+        return self._size.index_select(0, stage)
 
     def problems(self, number: Tensor, stage: Tensor, index: Tensor) -> Problems:
         """Problem ``index`` of stage ``stage`` for each row.
@@ -120,15 +123,11 @@ class Ladder:
             stage: int64 ``[B]``, positions in the ladder.
             index: int64 ``[B]``, ``0 <= index < sizes(stage)``.
         """
-        length = self._length[stage]  # [B]
-        position = torch.arange(self.width + 1, device=index.device)  # [N + 1]
-        digits = index[:, None] // self._place[stage] % BASE  # [B, N]
-        operands = digits.masked_fill_(position[:-1] >= length[:, None], 0)
+        operands = index[:, None] // self._place.index_select(0, stage) % BASE  # [B, N]
         columns = operands.unbind(1)
         target = torch.zeros_like(index)
         for i, one in enumerate(self.stages):
             target = torch.where(stage == i, evaluate(one.expression.tree, columns[: one.operands]), target)
-        observation = torch.nn.functional.pad(operands, (0, 1))  # [B, N + 1]
-        observation = observation.masked_fill(position == length[:, None], Token.CTX)
-        observation = observation.masked_fill(position > length[:, None], Token.EOS)
-        return Problems(number, stage, observation, operands, length, target, self._tree[stage])
+        observation = torch.nn.functional.pad(operands, (0, 1)) + self._end.index_select(0, stage)  # [B, N + 1]
+        length, tree = self._length.index_select(0, stage), self._tree.index_select(0, stage)
+        return Problems(number, stage, observation, operands, length, target, tree)
