@@ -1,9 +1,9 @@
 """What Lightning and logging cost: ``fit`` beside a bare loop of the same updates.
 
 Run ``python -m benchmarks.overhead``. ``fit`` runs as it does from the command line, with its callbacks, TensorBoard
-every 10 updates and a checkpoint every 50; validation and test come after what is timed. The loop has nothing but
-the problems, the rollout, the reward, the loss, its gradient, clipping and Adam. They take turns in one process, and
-end with the same weights.
+every 10 updates and a checkpoint every 50, unless told otherwise; validation and test come after what is timed. The
+loop has nothing but the problems, the rollout, the reward, the loss, its gradient, clipping and Adam. They take turns
+in one process, and end with the same weights.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from benchmarks.throughput import positive
 
 WARMUP = 20
 TURN = 10
-CHECKPOINT_EVERY = 50
 WANTED = 0.1
 LABELS = {"fit": "fit, with logs and checkpoints", "bare": "a bare loop"}
 
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.only:
         use_cpus(options.threads)
-        print(json.dumps(_in_turns(options.batch, options.updates)))
+        print(json.dumps(_in_turns(options)))
         return 0
     console = wide_console()
     facts = environment()
@@ -74,13 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
     """Both, in a process and a directory of their own."""
     arguments = ["-m", "benchmarks.overhead", "--only"]
-    for option in ("batch", "updates", "threads"):
-        arguments += [f"--{option}", str(getattr(options, option))]
+    for option in ("batch", "updates", "threads", "log_every", "checkpoint_every"):
+        arguments += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
     with tempfile.TemporaryDirectory() as directory:
         return in_process(arguments, options.threads, Path(directory))
 
 
-def _in_turns(batch: int, updates: int) -> dict[str, Any]:
+def _in_turns(options: argparse.Namespace) -> dict[str, Any]:
     """``fit``, with its defaults but for one long epoch of larger batches, and the other in between."""
     from benchmarks.stopwatch import InTurns
     from toolagent_pl.cli import main as command_line
@@ -90,13 +89,14 @@ def _in_turns(batch: int, updates: int) -> dict[str, Any]:
             "fit",
             "--trainer.accelerator=cpu",
             "--trainer.max_epochs=1",
-            f"--data.batches_per_epoch={WARMUP + updates + 1}",
-            f"--data.batch_size={batch}",
-            f"--checkpoint.every_n_train_steps={CHECKPOINT_EVERY}",
+            f"--data.batches_per_epoch={WARMUP + options.updates + 1}",
+            f"--data.batch_size={options.batch}",
+            f"--trainer.log_every_n_steps={options.log_every}",
+            f"--checkpoint.every_n_train_steps={options.checkpoint_every}",
             "--trainer.callbacks=benchmarks.stopwatch.InTurns",
-            f"--trainer.callbacks.batch={batch}",
+            f"--trainer.callbacks.batch={options.batch}",
             f"--trainer.callbacks.warmup={WARMUP}",
-            f"--trainer.callbacks.updates={updates}",
+            f"--trainer.callbacks.updates={options.updates}",
             f"--trainer.callbacks.turn={TURN}",
         ]
     )
@@ -120,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--batch", type=positive, default=1024, help="problems in an update")
     add("--updates", type=_turns, default=200, help=f"updates that are timed, a multiple of {TURN}")
+    add("--log-every", type=positive, default=10, help="updates from one point of the curves to the next")
+    add("--checkpoint-every", type=positive, default=50, help="updates from one checkpoint to the next")
     add("--repetitions", type=positive, default=5, help="processes")
     add("--patience", type=float, default=60.0, help="seconds to wait for an undisturbed repetition")
     add("--threads", type=positive, default=available_cpus(), help="CPUs to use")
