@@ -194,6 +194,62 @@ def test_random_bits_are_those_of_pytorch(count, bits, monkeypatch):
 
 
 @pytest.mark.usefixtures("compiled")
+def test_states_that_do_not_fit_are_not_taken_for_others():
+    """Kernels know addresses only: what does not fit is PyTorch's, which says so."""
+
+    class Wide(ActorCritic):
+        def encode(self, problems):
+            return super().encode(problems).repeat(1, 2)
+
+    class Few(ActorCritic):
+        def encode(self, problems):
+            return super().encode(problems)[:2]
+
+    class Blind(ActorCritic):
+        def __init__(self):
+            super().__init__(d=48)
+            self.embedding = torch.nn.Embedding(Token.CTX, 48)
+
+        def encode(self, problems):
+            return torch.zeros(problems.size, 48)
+
+    for network in (Wide(d=48), Few(d=48)):
+        with pytest.raises(RuntimeError):
+            rollout(network, CalculatorMachine(), some_problems(3), 2, seed=0)
+    with pytest.raises(IndexError, match="vocabulary"):
+        rollout(Blind(), CalculatorMachine(), some_problems(3), 2, seed=0)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_what_is_written_down_has_the_type_of_the_states():
+    """Whatever type PyTorch gives to new tensors."""
+    expected = rollout(agent(), CalculatorMachine(), some_problems(50), 4, seed=0).judgement
+    before = torch.get_default_dtype()
+    network, problems = agent(), some_problems(50)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        judgement = rollout(network, CalculatorMachine(), problems, 4, seed=0).judgement
+    finally:
+        torch.set_default_dtype(before)
+    assert_close(torch.stack(judgement), torch.stack(expected))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_machine_with_registers_of_another_type_takes_its_own_steps():
+    def ends(kind):
+        class Other(CalculatorMachine):
+            def start(self, problems):
+                state = super().start(problems)
+                return state._replace(idle=state.idle.to(kind))
+
+        return rollout(agent(), Other(), some_problems(60), 5, seed=0)
+
+    short, usual = ends(torch.int32), ends(torch.int64)
+    assert torch.equal(short.tokens, usual.tokens)
+    assert torch.equal(short.final.idle, usual.final.idle)
+
+
+@pytest.mark.usefixtures("compiled")
 def test_a_derived_agent_acts_by_its_own_policy():
     class Fixed(ActorCritic):
         def log_policy(self, hidden):

@@ -10,9 +10,9 @@
 typedef struct {
     size batch, horizon, threads;
     size recorded;                 /* whether there is room for all steps; else states are kept for two, in turns */
-    const int64_t *counts;         /* [T], rows of each step */
-    const int64_t *kept, *running; /* [T, B]: which rows of the step before go on, and the problem of each row */
-    const int64_t *heard;          /* [T, B], by rows */
+    int64_t *counts;               /* [T], rows of each step */
+    int64_t *kept, *running;       /* [T, B]: which rows of the step before go on, and the problem of each row */
+    int64_t *heard;                /* [T, B], by rows */
     int64_t *choices;              /* [T, B] */
     float *judgement;              /* [3, T, B]: log-probability, entropy, value */
     float *log_policy;             /* [T, groups of B, actions, LANES] */
@@ -49,8 +49,8 @@ typedef struct {
 
 /* Which episodes take a step, and what they have heard. Returns how many they are. */
 static size begin_step(const Actor *a, const Record *r, size step) {
-    int64_t *kept = (int64_t *)r->kept + step * r->batch, *running = (int64_t *)r->running + step * r->batch;
-    int64_t *heard = (int64_t *)r->heard + step * r->batch;
+    const size at = step * r->batch;
+    int64_t *kept = r->kept + at, *running = r->running + at, *heard = r->heard + at;
     const int64_t *before = step ? running - r->batch : NULL;
     size count = 0;
     for (size row = 0, rows = step ? r->counts[step - 1] : r->batch; row < rows; row++) {
@@ -60,7 +60,7 @@ static size begin_step(const Actor *a, const Record *r, size step) {
         heard[count] = step ? a->tokens[(step - 1) * r->batch + problem] : a->context;
         count += a->past_end || !a->done[problem];
     }
-    ((int64_t *)r->counts)[step] = count;
+    r->counts[step] = count;
     return count;
 }
 
@@ -122,9 +122,11 @@ PyObject *rollout(PyObject *module, PyObject *args) {
                           &m.answer, &m.max_steps, &m.effects, &m.registers, &m.shape, &m.done, &m.answered, &m.steps,
                           &m.idle))
         return NULL;
-    for (size action = 0; action < a.heads.actions; action++)
-        if ((uint64_t)a.names[action] >= (uint64_t)a.vocabulary)
-            return PyErr_Format(PyExc_IndexError, "token %lld is not in the vocabulary", (long long)a.names[action]);
+    for (size action = -1; action < a.heads.actions; action++) {
+        const int64_t heard = action < 0 ? a.context : a.names[action];
+        if ((uint64_t)heard >= (uint64_t)a.vocabulary)
+            return PyErr_Format(PyExc_IndexError, "token %lld is not in the vocabulary", (long long)heard);
+    }
     const size d = a.heads.d;
     size row = 0, count = 0, step = first;
     for (size t = 0; t < first; t++) row += r.counts[t];
@@ -204,8 +206,8 @@ PyObject *rollout_backward(PyObject *module, PyObject *args) {
     Record r;
     Back b;
     if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &record, &PyTuple_Type, &back) || !read_record(record, &r) ||
-        !PyArg_ParseTuple(back, "nnnnnnnnnnnnnnn", &b.d, &b.actions, &b.vocabulary, &b.steps, &b.columns, &b.initial, &b.weight, &b.heads,
-                          &b.d_judgement, &b.flow, &b.spare, &b.d_tables, &b.d_weight, &b.d_heads, &b.d_bias))
+        !PyArg_ParseTuple(back, "nnnnnnnnnnnnnnn", &b.d, &b.actions, &b.vocabulary, &b.steps, &b.columns, &b.initial,
+                          &b.weight, &b.heads, &b.d_judgement, &b.flow, &b.spare, &b.d_tables, &b.d_weight, &b.d_heads, &b.d_bias))
         return NULL;
     size all = 0;
     for (size t = 0; t < b.steps; t++) all += r.counts[t];

@@ -8,22 +8,12 @@ from torch import Tensor
 
 from toolagent_pl.agents import Agent, Judgement, Network
 from toolagent_pl.agents.gru import gate_table, gate_table_backward
-from toolagent_pl.kernels import network_kernels
+from toolagent_pl.kernels import integer_kernels, network_kernels
 from toolagent_pl.machines import Machine, MachineState
 from toolagent_pl.machines.microcode import LAST_TOKEN, RegisterMachine, RegisterState
 from toolagent_pl.tokens import PADDING, Token
 
 _MOST_COLUMNS = 3  # vectors of sums that a row has room for
-
-
-class Episodes(NamedTuple):
-    """What a rollout leaves behind; ``T`` steps of ``B`` episodes. See ``rollout.Rollout``."""
-
-    choices: Tensor
-    tokens: Tensor
-    mask: Tensor
-    final: MachineState
-    judgement: Judgement | None
 
 
 class _Weights(NamedTuple):
@@ -78,19 +68,18 @@ class _Record(NamedTuple):
     @classmethod
     def empty(cls, kernels: ModuleType, actions: int, horizon: int, initial: Tensor) -> "_Record":
         """Room for a rollout; for no more than two steps in turns where gradients are disabled."""
-        (batch, d), lanes = initial.shape, kernels.LANES
+        (batch, d), lanes, new = initial.shape, kernels.LANES, initial.new_empty
         recorded = horizon if torch.is_grad_enabled() else 0
-        rows = (recorded or 2) * batch
         return cls(
-            counts=torch.zeros(horizon, dtype=torch.int64),
-            kept=torch.empty(horizon, batch, dtype=torch.int64),
-            running=torch.empty(horizon, batch, dtype=torch.int64),
-            heard=torch.empty(horizon, batch, dtype=torch.int64),
-            choices=torch.zeros(horizon, batch, dtype=torch.int64),
-            judgement=torch.zeros(3, horizon, batch),
-            log_policy=torch.empty(recorded, -(-batch // lanes), actions, lanes),
-            gates=torch.empty(recorded * batch, 4 * d),
-            states=torch.empty(rows, d),
+            counts=new(horizon, dtype=torch.int64).zero_(),
+            kept=new(horizon, batch, dtype=torch.int64),
+            running=new(horizon, batch, dtype=torch.int64),
+            heard=new(horizon, batch, dtype=torch.int64),
+            choices=new(horizon, batch, dtype=torch.int64).zero_(),
+            judgement=new(3, horizon, batch).zero_(),
+            log_policy=new(recorded, -(-batch // lanes), actions, lanes),
+            gates=new(recorded * batch, 4 * d),
+            states=new((recorded or 2) * batch, d),
         )
 
     def arguments(self) -> tuple[int, ...]:
@@ -99,13 +88,16 @@ class _Record(NamedTuple):
         return batch, horizon, torch.get_num_threads(), len(self.gates) > 0, *(tensor.data_ptr() for tensor in self)
 
 
-def kernels_for(agent: Agent, hidden: Tensor) -> tuple[ModuleType, Network] | None:
-    """The kernels, and the agent as they see it; None where they cannot step it."""
+def kernels_for(agent: Agent, hidden: Tensor, size: int) -> tuple[ModuleType, Network] | None:
+    """The kernels, and the agent as they see it; None where they cannot step it from these states of ``size`` rows."""
     kernels = network_kernels(hidden)
     network = agent.network() if kernels else None
-    if kernels is None or network is None or not network_kernels(network.gru.weight_hh, network.policy.weight):
+    if kernels is None or network is None:
         return None
-    return (kernels, network) if len(agent.actions) < _MOST_COLUMNS * kernels.LANES else None
+    embedding, gru, policy, _ = network
+    sized = hidden.shape == (size, gru.hidden_size) and len(agent.actions) < _MOST_COLUMNS * kernels.LANES
+    fit = sized and network_kernels(embedding.weight, gru.weight_ih, gru.weight_hh, policy.weight)
+    return (kernels, network) if fit else None
 
 
 def play(
@@ -119,8 +111,8 @@ def play(
     noise: Tensor | None,
     choices: Tensor | None,
     past_end: bool,
-) -> Episodes:
-    """Let the agent act.
+) -> tuple[Tensor, Tensor, Tensor, MachineState, Judgement | None]:
+    """Let the agent act: choices, tokens, mask, the state after all, and the judgement; see ``rollout.Rollout``.
 
     Args:
         network: The agent.
@@ -145,20 +137,27 @@ def play(
             taken: int = kernels.rollout(record.arguments(), (*sizes, *addresses), machines, first, end)
             return taken
 
-        if isinstance(state, RegisterState) and type(machine).step is RegisterMachine.step:
-            state = RegisterState(state.problems, *(x.clone(memory_format=torch.contiguous_format) for x in state[1:]))
-            taken = steps(_machines(cast(RegisterMachine, machine), state), 0, horizon)
+        if registers := _registers(machine, state):
+            state = registers
+            taken = steps(_machines(cast(RegisterMachine, machine), registers), 0, horizon)
         else:
-            for taken in range(1, horizon + 1):
-                if steps(_NO_MACHINES, taken - 1, taken) < taken:
-                    taken -= 1
-                    break
-                state = machine.step(state, tokens[taken - 1])
+            taken = 0
+            while taken < horizon and steps(_NO_MACHINES, taken, taken + 1) > taken:
+                state = machine.step(state, tokens[taken])
+                taken += 1
     judgement = None
     if torch.is_grad_enabled():
         weights = _Weights.of(network)
         judgement = Judgement(*_Judgement.apply(kernels, record, packed.table, actions, taken, initial, *weights))
-    return Episodes(record.choices[:taken], tokens[:taken], mask[:taken], state, judgement)
+    return record.choices[:taken], tokens[:taken], mask[:taken], state, judgement
+
+
+def _registers(machine: Machine, state: MachineState) -> RegisterState | None:
+    """A copy of the state that the kernels may change, where they can take the machine's steps."""
+    if type(machine).step is not RegisterMachine.step or not isinstance(state, RegisterState):
+        return None
+    tensors = [tensor.clone(memory_format=torch.contiguous_format) for tensor in state[1:]]
+    return RegisterState(state.problems, *tensors) if integer_kernels(*tensors) else None
 
 
 _NO_MACHINES = (0,) * 15

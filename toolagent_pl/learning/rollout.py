@@ -61,10 +61,12 @@ def rollout(
         ValueError: If ``choices`` are of another shape or type.
         IndexError: If one of them is none of the agent's actions.
     """
-    if choices is not None and (choices.shape != (horizon, problems.size) or choices.dtype != torch.int64):
+    if choices is not None and (
+        choices.shape != (horizon, problems.size) or choices.dtype != torch.int64 or choices.device != problems.device
+    ):
         raise ValueError(
-            f"choices: got {choices.dtype} of shape {list(choices.shape)}, "
-            f"expected int64 of shape [{horizon}, {problems.size}], a row for each step"
+            f"choices: got {choices.dtype} of shape {list(choices.shape)} on {choices.device}, "
+            f"expected int64 of shape [{horizon}, {problems.size}] on {problems.device}, a row for each step"
         )
     hidden = agent.encode(problems)
     noise = None
@@ -73,9 +75,9 @@ def rollout(
         noise = random_uniform(seed, Purpose.ACTION, problems.number * MAX_HORIZON + steps)  # [T, B]
     with torch.no_grad():
         state = machine.start(problems)
-    if found := compiled.kernels_for(agent, hidden):
-        episodes = compiled.play(*found, agent.actions, machine, state, hidden, horizon, noise, choices, past_end)
-        return Rollout(problems, *episodes)
+    if found := compiled.kernels_for(agent, hidden, problems.size):
+        played = compiled.play(*found, agent.actions, machine, state, hidden, horizon, noise, choices, past_end)
+        return Rollout(problems, *played)
     recurrence = agent.begin(hidden, horizon)
     with torch.no_grad():
         taken, tokens, mask, state = _step_by_step(agent, machine, state, recurrence, horizon, noise, choices, past_end)
