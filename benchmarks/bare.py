@@ -1,51 +1,80 @@
 """The updates of ``fit`` in a bare loop, without Lightning's Trainer."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-from toolagent_pl.machines import CalculatorMachine
-from toolagent_pl.module import Step, ToolAgent
-from toolagent_pl.problems import Problems
+from toolagent_pl.agents import BlindAgent, Reader
+from toolagent_pl.envs import CalculatorEnv
+from toolagent_pl.module import ToolAgent, Update
+from toolagent_pl.problems import Stages
 from toolagent_pl.problems.stream import ProblemStream
+from toolagent_pl.process import PROBLEMS_PER_THREAD, keep_freed_memory
 
-LARGEST_NORM = 1.0
+
+def make_module(agent: str, stages: Sequence[str] = ("T0", "T1", "T2"), **options: Any) -> ToolAgent:
+    """The blind agent or the reader on the calculator, with the defaults of the module otherwise."""
+    torch.manual_seed(0)
+    if agent == "blind":
+        return ToolAgent(stages, agent=BlindAgent, **options)
+    return ToolAgent(stages, agent=Reader, env=CalculatorEnv(max_steps="auto"), **options)
+
+
+def as_command_line(batch: int) -> None:
+    """Have this process use memory and threads as ``fit`` does."""
+    keep_freed_memory()
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, batch // PROBLEMS_PER_THREAD)))
 
 
 class BareLoop:
-    """The default agent on the calculator, learning by A2C.
+    """Nothing but problems, rollout, reward, loss, gradient, clipping and Adam.
 
     Args:
+        module: A module without a trainer.
         batch: Problems in an update.
         device: Where to train.
-        mixture: Share of each stage; the first stage alone, as in the first epoch of ``fit``, without it.
-        stages: Their names.
-        max_steps: Of an episode.
+        mixture: Share of each stage.
+        low: Precision of matrix products, as in Lightning's mixed precision; None for that of the weights.
+        compiled: Compile all but the optimizer, on a GPU into CUDA graphs.
     """
 
     def __init__(
         self,
+        module: ToolAgent,
         batch: int,
         device: torch.device | str = "cpu",
         mixture: Sequence[float] | None = None,
-        stages: Sequence[str] = ("T0", "T1", "T2"),
-        max_steps: int = 12,
+        low: torch.dtype | None = None,
+        compiled: bool = False,
     ) -> None:
-        torch.manual_seed(0)
-        self.module = ToolAgent(stages, machine=CalculatorMachine(max_steps)).to(device)
-        self.learn: Callable[[Problems], Step] = self.module.learn
-        self.stream = ProblemStream(self.module.ladder, self.module.seed, batch, batches=1, device=device)
-        self.stream.mixture = mixture or [float(stage == stages[0]) for stage in stages]
-        self.optimizer = self.module.configure_optimizers()
-        self.parameters = list(self.module.parameters())
+        self.module, self.batch, self.device, self.low = module.to(device), batch, torch.device(device), low
+        stages = Stages(module.stages.stages[: module.trained_stages], module.stages.vocabulary.tools)
+        self.stream = ProblemStream(stages, module.seed, batch, batches=1, device=device)
+        if mixture is not None:
+            self.stream.mixture = list(mixture)
+        optimizer = module.configure_optimizers()
+        optimizer.register_step_pre_hook(lambda *_: module.on_before_optimizer_step(optimizer))  # clips
+        # What the Trainer would do.
+        module.optimizers = lambda: optimizer  # type: ignore[assignment,method-assign,return-value]
+        module.manual_backward = lambda loss: loss.backward()  # type: ignore[assignment,method-assign]
+        module.ent_coef = module.ent_coef.to(device)
+        self.learn: Callable[..., Update] = module.learn
         self.position = 0
+        self.actions = torch.zeros((), dtype=torch.int64, device=device)  # taken so far
+        if compiled:
+            module.learn(self.stream.batch(0), module.ent_coef)  # the environment makes its tables
+            self.learn = torch.compile(module.learn, dynamic=False, mode="reduce-overhead")
 
-    def update(self) -> None:
+    def update(self) -> Update:
         """Do one whole update."""
-        problems = self.stream.batch(self.position)
+        module, problems = self.module, self.stream.batch(self.position)
         self.position += 1
-        loss = self.learn(problems).loss
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, LARGEST_NORM)
-        self.optimizer.step()
+        single = module._single_pass
+        with torch.autocast(self.device.type, self.low, enabled=self.low is not None, cache_enabled=False):
+            update = self.learn(problems, module.ent_coef) if single else module._learn_in_parts(problems, False)
+        if single:
+            module._optimize([update.loss])
+            module._steer(update.entropy)
+        self.actions += update.actions
+        return update

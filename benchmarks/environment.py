@@ -1,68 +1,65 @@
-"""What a benchmark ran on, as it goes into the JSON beside the numbers."""
+"""What a benchmark runs on, and how it runs other processes there, one at a time and in quiet."""
 
+import argparse
 import json
 import os
 import platform
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "lightning", "numpy", "jax", "jaxlib")
+PACKAGES = ("torch", "lightning", "numpy", "jax", "reasoning-gym")
 QUIET = 0.1  # CPUs busy with something else, up to which a measurement counts as undisturbed
 QUIET_SECONDS = 0.5
 TABLE_WIDTH = 120
+LAST_LINES = 3
 
 
-def environment() -> dict[str, Any]:
-    """Machine, versions, commit and time."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": {
-            "cpu": _cpu(),
-            "cpus": available_cpus(),
-            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-            "system": f"{platform.system()} {platform.machine()}",
-            "load_average_1min": round(os.getloadavg()[0], 2),
-        },
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "kernels": _kernels(),
-        "commit": _commit(),
-    }
+class Finished(NamedTuple):
+    """A process that has ended; ``others`` is how many CPUs were busy with something else meanwhile, 0 if unknown."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+    others: float
+    printed: str
+    error: str | None
 
 
-def _kernels() -> str:
-    """What this project computes with on a CPU."""
-    from toolagent_pl.kernels import compiled
-
-    module = compiled()
-    return module.__name__.rpartition("._")[2] if module else "none"
-
-
-def headline(facts: dict[str, Any]) -> str:
-    """The facts in two lines."""
-    machine, versions = facts["machine"], facts["versions"]
-    shown = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
-    load = f"load average {machine['load_average_1min']}"
-    return (
-        f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gb']} GB, {load}\n"
-        f"{shown}; kernels {facts['kernels']}; {facts['commit']}"
-    )
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def run_python(arguments: Sequence[str], directory: Path, patience: float, threads: int | None = None) -> Finished:
+    """Run Python in a directory, once nothing else computes, or ``patience`` seconds are over."""
+    wait_until_quiet(patience)
+    variables = child_environment()
+    if threads:
+        variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    with (directory / "printed").open("w+") as printed:
+        busy, start = busy_cpu_seconds(), time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=directory, env=variables, stdout=printed, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds, busy_now = time.perf_counter() - start, busy_cpu_seconds()
+        process.returncode = os.waitstatus_to_exitcode(status)  # it is gone: nothing is left for Popen to wait for
+        printed.seek(0)
+        text = printed.read()
+    own = usage.ru_utime + usage.ru_stime
+    others = 0.0 if busy is None or busy_now is None else max(0.0, (busy_now - busy - own) / seconds)
+    error = " | ".join(text.strip().splitlines()[-LAST_LINES:]) or f"exit status {process.returncode}"
+    megabytes = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return Finished(seconds, own, megabytes, others, text, error if process.returncode else None)
 
 
 def child_environment() -> dict[str, str]:
-    """Environment variables of a child process that must find this checkout's package."""
+    """Environment variables of a child process that must find this checkout's packages."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path}
+    return {"GOMP_SPINCOUNT": "1000", **os.environ, "PYTHONPATH": path}  # the former as the command line has it
 
 
 def busy_cpu_seconds() -> float | None:
@@ -75,8 +72,9 @@ def busy_cpu_seconds() -> float | None:
     return (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def wait_until_quiet(deadline: float) -> None:
-    """Wait until nothing else computes, at most until ``time.monotonic()`` is ``deadline``."""
+def wait_until_quiet(patience: float) -> None:
+    """Wait until nothing else computes, at most so many seconds."""
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         busy, start = busy_cpu_seconds(), time.perf_counter()
         time.sleep(QUIET_SECONDS)
@@ -85,17 +83,47 @@ def wait_until_quiet(deadline: float) -> None:
             return
 
 
-def warn_of_others(console: Console, others: list[float]) -> None:
-    """Say so if measurements were disturbed.
-
-    Args:
-        others: For each measurement, how many CPUs were busy with something else.
-    """
+def warn_of_others(console: Console, others: Sequence[float]) -> None:
+    """Say so if measurements were disturbed by others, which kept so many CPUs busy."""
     if disturbed := sum(share > QUIET for share in others):
         console.print(
             f"[yellow]During {disturbed} of {len(others)} measurements something else was computing "
             f"(up to {max(others):.1f} CPUs): do not trust these numbers.[/]"
         )
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions, commit and time, as they go into the JSON beside the numbers."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": {
+            "cpu": _cpu(),
+            "cpus": available_cpus(),
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+            "system": f"{platform.system()} {platform.machine()}",
+            "load_average_1min": round(os.getloadavg()[0], 2),
+        },
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def started() -> tuple[Console, dict[str, Any]]:
+    """Where to print, and the environment, of which two lines are printed."""
+    console = Console(highlight=False, soft_wrap=True, width=max(Console().width, TABLE_WIDTH))
+    facts = environment()
+    machine = facts["machine"]
+    shown = ", ".join(f"{name} {number}" for name, number in facts["versions"].items() if number)
+    console.print(
+        f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gb']} GB, load {machine['load_average_1min']}"
+    )
+    console.print(f"{shown}; {facts['commit']}")
+    return console, facts
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu() -> str:
@@ -116,22 +144,27 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str:
     """Hash of the checkout, marked where the project's own files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "no git checkout"
-    return f"commit {commit.stdout.strip()}"
+    return f"commit {commit.strip()}"
 
 
-def console() -> Console:
-    """Where to print, wide enough for the tables even where no terminal says how wide it is."""
-    return Console(highlight=False, soft_wrap=True, width=max(Console().width, TABLE_WIDTH))
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(console: Console, path: Path, document: dict[str, Any], last: bool = True) -> None:
     """Write what was measured; a benchmark that may be interrupted does so again and again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
+    if last:
+        console.print(f"written to {path}")
+
+
+def arguments_of(description: str | None, output: str) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for quiet before a measurement")
+    parser.add_argument("--output", type=Path, default=Path(output), help="JSON to write")
+    return parser

@@ -7,16 +7,17 @@ output=$(cd "${1:-gpu}" && pwd)
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 device=${DEVICE:-cuda}
+base=(--config "$PWD/configs/stages.yaml")
 if [ "$device" = cpu ]; then
-  batch=(--batch 64)
-  one=(--trainer.accelerator=cpu)
+  one=("${base[@]}" --trainer.accelerator=cpu)
   large=("${one[@]}" --data.batch_size=512)
   all=("${large[@]}" --trainer.devices=2 --trainer.strategy=ddp)
+  batch=(--batch 64)
 else
-  batch=(--batch 16384)
-  one=(--trainer.accelerator=gpu --trainer.devices=1 --trainer.strategy=auto)
+  one=("${base[@]}" --trainer.accelerator=gpu --trainer.devices=1 --trainer.strategy=auto)
   large=("${one[@]}" --trainer.precision=bf16-mixed --data.batch_size=8192)
-  all=(--config "$PWD/configs/multi_gpu.yaml")
+  all=("${base[@]}" --config "$PWD/configs/multi_gpu.yaml")
+  batch=(--batch 16384)
 fi
 summary=()
 failed=0
@@ -30,10 +31,10 @@ part() {
     verdict="FAILED with exit status $?"
     failed=1
   fi
-  summary+=("$(printf '%-10s %4d s  %s' "$name" $((SECONDS - start)) "$verdict")")
+  summary+=("$(printf '%-12s %4d s  %s' "$name" $((SECONDS - start)) "$verdict")")
 }
 
-# solve NAME SECONDS SEEDS OPTIONS...: fails unless all 111,000 problems are solved.
+# solve NAME SECONDS SEEDS OPTIONS...: fails unless all problems are solved.
 solve() {
   local name=$1 limit=$2 seeds=$3
   shift 3
@@ -41,36 +42,18 @@ solve() {
   part "$name" "$limit" python -m benchmarks.time_to_solve --patience 5 --seeds $seeds --output "$output/$name.json" -- "$@"
 }
 
-# Stops after two epochs, goes on for two more, and tests what came out.
-resume() {
-  run() { python -m toolagent_pl "$@" "${one[@]}" --trainer.default_root_dir="$output/resumed"; }
-  rm -rf "$output/resumed"
-  run fit --trainer.max_epochs=2
-  run fit --trainer.max_epochs=4 --ckpt_path last
-  run test --ckpt_path last
-  run predict --ckpt_path last
-  python - "$output"/resumed/lightning_logs/version_0/checkpoints/last.ckpt <<'PYTHON'
-import sys, torch
-step = torch.load(sys.argv[1], map_location="cpu", weights_only=True)["global_step"]
-sys.exit(0 if step == 40 else f"the resumed run ended at step {step}, not 40")
-PYTHON
-}
-
-part check 65 python -m benchmarks.gpu --check --device "$device"
-part measure 70 python -m benchmarks.gpu --measure --device "$device" --output "$output/measure.json"
-part compiled 90 python -m benchmarks.gpu --measure --compile --precision bf16 "${batch[@]}" --device "$device" \
-  --output "$output/compiled.json"
-part compiled_fit 45 python -m toolagent_pl fit "${one[@]}" --model.compile_step=true --trainer.precision=bf16-mixed \
-  --data.stages=[T0] --curriculum.stages=[0] --model.machine.max_steps=3 --trainer.default_root_dir="$output/compiled_fit"
-solve solve 60 "0 1 2" "${one[@]}"
+gpu=(python -m benchmarks.gpu --device "$device")
+fit=(python -m toolagent_pl fit "${one[@]}")
+rm -rf "$output/resumed"
+part check 100 "${gpu[@]}" --check
+part measure 100 "${gpu[@]}" --measure --output "$output/measure.json"
+part compiled 90 "${gpu[@]}" --measure --compile --precision bf16 "${batch[@]}" --output "$output/compiled.json"
+part compiled_fit 60 "${fit[@]}" --model.compile_step=true --data.stages=[T0,T1] --trainer.default_root_dir="$output/compiled_fit"
+solve solve 60 "0 1" "${one[@]}"
 solve large 35 0 "${large[@]}"
 solve all 45 0 "${all[@]}"
-if [ "$device" != cpu ]; then
-  solve half 30 0 "${one[@]}" --trainer.precision=16-mixed
-fi
-export -f resume
-export output one_words="${one[*]}"
-part resume 40 bash -euo pipefail -c 'read -ra one <<< "$one_words"; resume'
+part stopped 30 "${fit[@]}" --trainer.default_root_dir="$output/resumed" --trainer.max_epochs=2
+part resumed 40 "${fit[@]}" --trainer.default_root_dir="$output/resumed" --trainer.max_epochs=4 --ckpt_path=last
 
 echo "== summary, also in $output"
 printf '%s\n' "${summary[@]}" | tee "$output/summary.txt"

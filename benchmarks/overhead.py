@@ -1,140 +1,138 @@
 """What Lightning and logging cost: ``fit`` beside a bare loop of the same updates.
 
 Run ``python -m benchmarks.overhead``. ``fit`` runs as it does from the command line, with its callbacks, TensorBoard
-every 10 updates and a checkpoint every 50, unless told otherwise; validation and test come after what is timed. The
-loop has nothing but the problems, the rollout, the reward, the loss, its gradient, clipping and Adam. They take turns
-in one process, and end with the same weights.
+every 10 batches and a checkpoint every 50; validation and test come after what is timed. The loop has nothing but the
+problems and the updates. They take turns in one process, and end with the same weights. What follows ``--`` is handed
+on to ``fit``.
 """
 
-import argparse
+import copy
 import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rich import box
-from rich.table import Table
+from benchmarks.bare import BareLoop
+from benchmarks.environment import arguments_of, run_python, started, warn_of_others, write_json
+from toolagent_pl.callbacks.agreement import checksum
 
-from benchmarks.environment import available_cpus, environment, headline, warn_of_others, write_json
-from benchmarks.environment import console as wide_console
-from benchmarks.measure import MeasurementError, in_process, undisturbed, use_cpus
-from benchmarks.throughput import positive
-
-WARMUP = 20
-TURN = 10
+TURNS = "turns.json"
 WANTED = 0.1
-LABELS = {"fit": "fit, with logs and checkpoints", "bare": "a bare loop"}
+TURN, WARMUP = 10, 20  # updates
+
+
+class InTurns(Callback):
+    """Times updates of ``fit``, and after every few of them as many of a bare loop.
+
+    A machine that is slower for a while is then slower for both. An update of ``fit`` is timed from the start of its
+    batch to the start of the next: all that happens in between counts.
+
+    Args:
+        turns: How often each is timed.
+    """
+
+    def __init__(self, turns: int) -> None:
+        self.turns = turns
+        self.fit: list[float] = []
+        self.bare: list[float] = []
+        self.saves: list[float] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the module, and warm the copy up."""
+        pl_module._trainer = None  # it cannot be copied
+        module: Any = copy.deepcopy(pl_module)
+        pl_module.trainer = trainer
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.loop = BareLoop(module, data.batch_size, pl_module.device, data.mixture)
+        for _ in range(WARMUP):
+            self.loop.update()
+        save = trainer.save_checkpoint
+
+        def timed(*args: Any, **kwargs: Any) -> None:
+            start = time.perf_counter()
+            save(*args, **kwargs)
+            self.saves.append(time.perf_counter() - start)
+
+        trainer.save_checkpoint = timed  # type: ignore[method-assign]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Let the other one have its turn."""
+        timed = batch_idx - WARMUP
+        if timed < 0 or timed % TURN:
+            return
+        now = time.perf_counter()
+        if timed:
+            self.fit.append((now - self.since) / TURN)
+            for _ in range(TURN):
+                self.loop.update()
+            self.bare.append((time.perf_counter() - now) / TURN)
+        if timed == self.turns * TURN:
+            times = {"fit": self.fit, "bare": self.bare, "saves": self.saves}
+            same = bool(checksum(pl_module) == checksum(self.loop.module))
+            Path(TURNS).write_text(json.dumps(times | {"same_weights": same}))
+        self.since = time.perf_counter()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write; returns the exit status, 1 if the two did not do the same work."""
     options = _parser().parse_args(arguments)
-    if options.only:
-        use_cpus(options.threads)
-        print(json.dumps(_in_turns(options)))
-        return 0
-    console = wide_console()
-    facts = environment()
-    console.print(headline(facts))
-    console.print(
-        f"{options.threads} threads; {options.repetitions} processes, in each of them {options.updates} updates of "
-        f"{options.batch:,} problems, {TURN} of the one and {TURN} of the other in turns"
-    )
+    console, facts = started()
     results: list[dict[str, Any]] = []
     for _ in range(options.repetitions):
-        try:
-            results.append(undisturbed(lambda: _measured(options), options.patience))
-        except MeasurementError as failure:
-            console.print(f"failed: {failure}", markup=False)
-            return 1
-    seconds = {name: [sum(result[name]) / options.updates for result in results] for name in LABELS}
-    overheads = [fit / bare - 1 for fit, bare in zip(seconds["fit"], seconds["bare"], strict=True)]
+        with tempfile.TemporaryDirectory() as directory:
+            done = run_python(_command(options), Path(directory), options.patience, options.threads)
+            if done.error:
+                console.print(f"failed: {done.error}", markup=False)
+                return 1
+            results.append(json.loads((Path(directory) / TURNS).read_text()) | {"others": done.others})
+    overheads = [statistics.mean(result["fit"]) / statistics.mean(result["bare"]) - 1 for result in results]
+    for name in ("fit", "bare"):
+        each = [1e3 * statistics.mean(result[name]) for result in results]
+        console.print(f"{name}: {statistics.median(each):.2f} ms an update ({min(each):.2f} to {max(each):.2f})")
     overhead = statistics.median(overheads)
+    console.print(
+        f"Lightning, logs and checkpoints cost {overhead:.1%} with batches of {options.batch:,} "
+        f"({min(overheads):.1%} to {max(overheads):.1%}), wanted less than {WANTED:.0%}"
+    )
+    saves = [sum(result["saves"]) / (TURN * sum(result["fit"])) for result in results]
+    console.print(f"writing checkpoints takes {statistics.median(saves):.2%} of the time of fit")
     same = all(result["same_weights"] for result in results)
-    console.print(_table(seconds))
-    each = ", ".join(f"{100 * one:.1f}%" for one in sorted(overheads))
-    console.print(f"Lightning, logs and checkpoints cost {100 * overhead:.1f}%, the median of {each}")
-    console.print(f"(wanted: less than {100 * WANTED:.0f}%)")
     if not same:
         console.print("[red]The two ended with different weights: they did not do the same work.[/]")
     warn_of_others(console, [result["others"] for result in results])
-    settings = {key: value for key, value in vars(options).items() if key not in ("only", "output")}
-    document = {**facts, "settings": settings, "overhead": overhead, "overheads": overheads, "results": results}
-    write_json(options.output, document)
-    console.print(f"written to {options.output}")
+    settings = {key: value for key, value in vars(options).items() if key != "output"}
+    measured = {"overhead": overhead, "overheads": overheads, "checkpoints": saves, "results": results}
+    write_json(console, options.output, {**facts, "settings": settings, **measured})
     return 0 if same else 1
 
 
-def _measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Both, in a process and a directory of their own."""
-    arguments = ["-m", "benchmarks.overhead", "--only"]
-    for option in ("batch", "updates", "threads", "log_every", "checkpoint_every"):
-        arguments += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
-    with tempfile.TemporaryDirectory() as directory:
-        return in_process(arguments, options.threads, Path(directory))
+def _command(options: Any) -> list[str]:
+    """``fit`` with one long epoch and the callback."""
+    return [
+        *("-m", "toolagent_pl", "fit", "--trainer.accelerator=cpu"),
+        *options.fit_options,
+        "--trainer.max_epochs=1",
+        f"--data.batches_per_epoch={WARMUP + options.turns * TURN + 1}",
+        f"--data.batch_size={options.batch}",
+        "--trainer.callbacks+=benchmarks.overhead.InTurns",
+        f"--trainer.callbacks.turns={options.turns}",
+    ]
 
 
-def _in_turns(options: argparse.Namespace) -> dict[str, Any]:
-    """``fit``, with its defaults but for one long epoch of larger batches, and the other in between."""
-    from benchmarks.stopwatch import InTurns
-    from toolagent_pl.cli import main as command_line
-
-    command_line(
-        [
-            "fit",
-            "--trainer.accelerator=cpu",
-            "--trainer.max_epochs=1",
-            f"--data.batches_per_epoch={WARMUP + options.updates + 1}",
-            f"--data.batch_size={options.batch}",
-            f"--trainer.log_every_n_steps={options.log_every}",
-            f"--checkpoint.every_n_train_steps={options.checkpoint_every}",
-            "--trainer.callbacks=benchmarks.stopwatch.InTurns",
-            f"--trainer.callbacks.batch={options.batch}",
-            f"--trainer.callbacks.warmup={WARMUP}",
-            f"--trainer.callbacks.updates={options.updates}",
-            f"--trainer.callbacks.turn={TURN}",
-        ]
-    )
-    return InTurns.results[-1]
-
-
-def _table(seconds: dict[str, list[float]]) -> Table:
-    table = Table("", box=box.SIMPLE_HEAD, title="One training update", title_justify="left")
-    for column in ("ms/update", "fastest-slowest"):
-        table.add_column(column, justify="right")
-    for name, label in LABELS.items():
-        each = [one * 1e3 for one in seconds[name]]
-        table.add_row(label, f"{statistics.median(each):.2f}", f"{min(each):.2f}-{max(each):.2f}")
-    return table
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("--batch", type=positive, default=1024, help="problems in an update")
-    add("--updates", type=_turns, default=200, help=f"updates that are timed, a multiple of {TURN}")
-    add("--log-every", type=positive, default=10, help="updates from one point of the curves to the next")
-    add("--checkpoint-every", type=positive, default=50, help="updates from one checkpoint to the next")
-    add("--repetitions", type=positive, default=5, help="processes")
-    add("--patience", type=float, default=60.0, help="seconds to wait for an undisturbed repetition")
-    add("--threads", type=positive, default=available_cpus(), help="CPUs to use")
-    add("--output", type=Path, default=Path("overhead.json"), help="JSON to write")
-    add("--only", action="store_true", help=argparse.SUPPRESS)  # the process that measures, and prints JSON
+def _parser() -> Any:
+    parser = arguments_of(__doc__, "overhead.json")
+    parser.add_argument("--batch", type=int, default=1024, help="problems in an update")
+    parser.add_argument("--turns", type=int, default=20, help="turns of 10 updates that are timed")
+    parser.add_argument("--repetitions", type=int, default=5, help="processes")
+    parser.add_argument("--threads", type=int, help="CPUs to use; as many as fit takes without it")
+    parser.add_argument("fit_options", nargs="*", metavar="-- options of fit", help="handed on to fit")
     return parser
-
-
-def _turns(text: str) -> int:
-    number = positive(text)
-    if number % TURN:
-        raise argparse.ArgumentTypeError(f"got {text}, expected a multiple of {TURN}")
-    return number
 
 
 if __name__ == "__main__":

@@ -1,137 +1,129 @@
-"""How long the command line takes, from its start to its end, to solve all problems with its default settings.
+"""How long the command line takes, from its start to its end, to solve all problems of a configuration.
 
-Run ``python -m benchmarks.time_to_solve``. It runs ``python -m toolagent_pl fit --seed_everything k`` for each seed,
-one after the other, each in an empty directory. What follows ``--`` is handed on to ``fit``.
+Run ``python -m benchmarks.time_to_solve --config configs/stages.yaml``. It runs ``python -m toolagent_pl fit
+--seed_everything k`` for each seed, one after the other, each in an empty directory, and reads what TensorBoard got.
+What follows ``--`` is handed on to ``fit``.
 """
 
-import argparse
-import os
-import re
+import math
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import yaml
 from rich import box
 from rich.table import Table
 
-from benchmarks.environment import (
-    busy_cpu_seconds,
-    child_environment,
-    environment,
-    headline,
-    wait_until_quiet,
-    warn_of_others,
-    write_json,
-)
-from benchmarks.environment import console as wide_console
-from benchmarks.fit_options import seeds_parser
+from benchmarks.environment import arguments_of, run_python, started, warn_of_others, write_json
 
-STAGES = ("T0", "T1", "T2")
-LAST_LINES = 5
+SOLVED = "hp/solved"
+SUMMARIZED = ("seconds", "cpu_seconds", "peak_mb", "batches", "tokens")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, and write; returns the exit status, 0 if all runs solved all problems."""
     options = _parser().parse_args(arguments)
-    console = wide_console()
-    facts = environment()
-    console.print(headline(facts))
-    runs = []
+    console, facts = started()
+    fit_options = [f"--config={options.config.resolve()}"] if options.config else []
+    fit_options += options.fit_options
+    runs: list[dict[str, Any]] = []
+    document: dict[str, Any] = {}
     for seed in options.seeds:
-        wait_until_quiet(time.monotonic() + options.patience)
-        runs.append(_run(seed, options.fit_options))
-        failed = f" failed: {runs[-1]['error']}" if runs[-1]["error"] else ""
-        console.print(f"seed {seed}: {runs[-1]['seconds']:.2f} s{failed}", markup=False)
-        document = {**facts, "fit_options": options.fit_options, **_summary(runs), "runs": runs}
-        write_json(options.output, document)
+        with tempfile.TemporaryDirectory() as directory:
+            command = ["-m", "toolagent_pl", "fit", *fit_options, f"--seed_everything={seed}"]
+            done = run_python(command, Path(directory), options.patience)
+            spent = {key: value for key, value in done._asdict().items() if key != "printed"}
+            runs.append({"seed": seed, **spent, **read_run(Path(directory) / "lightning_logs")})
+        failed = f", failed: {done.error}" if done.error else ""
+        console.print(f"seed {seed}: {done.seconds:.1f} s, solved {runs[-1]['solved']:.3%}{failed}", markup=False)
+        document = {**facts, "fit_options": fit_options, **summary(runs), "runs": runs}
+        write_json(console, options.output, document, last=False)
     console.print(_table(runs))
     warn_of_others(console, [run["others"] for run in runs])
     console.print(f"written to {options.output}")
-    return 0 if document["solved"] == len(runs) else 1
+    return 0 if document["solved_runs"] == len(runs) else 1
 
 
-def _run(seed: int, fit_options: Sequence[str]) -> dict[str, Any]:
-    """One run, in a process and a directory of its own."""
-    command = [sys.executable, "-m", "toolagent_pl", "fit", "--seed_everything", str(seed), *fit_options]
-    with tempfile.TemporaryDirectory() as directory, open(os.path.join(directory, "printed"), "w+") as printed:
-        busy, start = busy_cpu_seconds(), time.perf_counter()
-        process = subprocess.Popen(
-            command, cwd=directory, env=child_environment(), stdout=printed, stderr=subprocess.STDOUT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds, busy_now = time.perf_counter() - start, busy_cpu_seconds()
-        process.returncode = os.waitstatus_to_exitcode(status)  # it is gone: nothing is left for Popen to wait for
-        printed.seek(0)
-        text = printed.read()
-    own = usage.ru_utime + usage.ru_stime
-    others = 0.0 if busy is None or busy_now is None else max(0.0, (busy_now - busy - own) / seconds)
-    accuracies = {stage: _accuracy(stage, text) for stage in STAGES}
-    updates = re.search(r"solved after (\d+) updates", text)
-    return {
-        "seed": seed,
-        "seconds": seconds,
-        "cpu_seconds": own,
-        "others": others,
-        "peak_mb": usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
-        "updates": int(updates[1]) if updates else None,
-        "accuracy": accuracies,
-        "solved": all(accuracy == 1 for accuracy in accuracies.values()),
-        "error": " | ".join(text.strip().splitlines()[-LAST_LINES:]) if process.returncode else None,
-    }
+def read_run(logs: Path) -> dict[str, Any]:
+    """What a run came to, from the points in its event files.
+
+    ``tokens`` are the actions that training took, from the lengths of episodes where they were logged; ``stages`` has
+    accuracy and plan length, over the textbook's, of each stage at the test; ``solved`` is the share of the problems
+    of those stages that are trained on.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result: dict[str, Any] = {"batches": None, "tokens": None, "solved": 0.0, "stages": {}}
+    run = next(logs.glob("version_*"), None)
+    if run is None:
+        return result
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    names = events.Tags()["scalars"]
+    for name in names:
+        if name.startswith("test/") and name.endswith("_accuracy"):
+            stage = name.removeprefix("test/").removesuffix("_accuracy")
+            points = {key: events.Scalars(f"test/{stage}_{key}")[-1].value for key in ("accuracy", "plan_length")}
+            result["stages"][stage] = {key: None if math.isnan(value) else value for key, value in points.items()}
+    if SOLVED not in names or not result["stages"]:
+        return result
+    solved = events.Scalars(SOLVED)[-1]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    samples = config["model"]["algorithm"].get("init_args", {}).get("samples_per_problem", 1)
+    result |= {"batches": solved.step, "solved": solved.value}
+    if "train/episode_length" in names:
+        length = statistics.mean(point.value for point in events.Scalars("train/episode_length"))
+        result["tokens"] = round(length * samples * config["data"]["batch_size"] * solved.step)
+    return result
 
 
-def _accuracy(stage: str, text: str) -> float | None:
-    """Share of right answers, from the counts in the table that ``fit`` prints at its end."""
-    counts = re.findall(rf"^\s*{stage}\s+([\d,]+)\s+([\d,]+)\s+[\d.]+%", text, re.MULTILINE)
-    if not counts:
-        return None
-    problems, right = (int(number.replace(",", "")) for number in counts[-1])
-    return right / problems
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Median and worst of what was measured; of accuracies the least, of all else the most."""
+    found: dict[str, Any] = {"solved_runs": sum(run["solved"] == 1 for run in runs), "stages": {}}
+    for key in SUMMARIZED:
+        values = [run[key] for run in runs if run[key] is not None]
+        found[key] = {"median": statistics.median(values), "worst": max(values)} if values else None
+    for stage in {stage: None for run in runs for stage in run["stages"]}:
+        found["stages"][stage] = {}
+        for key, worst in (("accuracy", min), ("plan_length", max)):
+            values = [run["stages"][stage][key] for run in runs if run["stages"].get(stage, {}).get(key) is not None]
+            ends = {"median": statistics.median(values), "worst": worst(values)} if values else None
+            found["stages"][stage][key] = ends
+    return found
 
 
-def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "median_seconds": statistics.median(run["seconds"] for run in runs),
-        "median_peak_mb": statistics.median(run["peak_mb"] for run in runs),
-        "solved": sum(run["solved"] for run in runs),
-    }
+def _table(runs: Sequence[dict[str, Any]]) -> Table:
+    title = "From the start of the process to its end; accuracy and plan length, over the textbook's, at the test"
+    table = Table("seed", box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    everything = summary(runs)
+    for name in ("seconds", "CPU seconds", "peak MB", "batches", "tokens", *everything["stages"]):
+        table.add_column(name, justify="right")
+    formats = ("{:.2f}", "{:.2f}", "{:,.0f}", "{:,.0f}", "{:,.0f}")
 
+    def cells(row: dict[str, Any], pick: Any) -> list[str]:
+        numbers = [pick(row[key]) for key in SUMMARIZED]
+        shown = ["?" if x is None else form.format(x) for form, x in zip(formats, numbers, strict=True)]
+        for stage in everything["stages"]:
+            accuracy, length = (pick(row["stages"].get(stage, {}).get(key)) for key in ("accuracy", "plan_length"))
+            percent = "?" if accuracy is None else f"{math.floor(accuracy * 1e5) / 1e3:.3f}%"
+            shown.append(f"{percent} {'' if length is None else f'{length:.3f}'}")
+        return shown
 
-def _table(runs: list[dict[str, Any]]) -> Table:
-    title = "From the start of the process to its end"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", show_footer=True)
-    summary = _summary(runs)
-    table.add_column("seed", "median", justify="right")
-    table.add_column("seconds", f"{summary['median_seconds']:.2f}", justify="right")
-    table.add_column("CPU seconds", f"{statistics.median(run['cpu_seconds'] for run in runs):.2f}", justify="right")
-    table.add_column("peak MB", f"{summary['median_peak_mb']:,.0f}", justify="right")
-    updates = [run["updates"] for run in runs if run["updates"]]
-    table.add_column("updates", f"{statistics.median(updates):g}" if updates else "", justify="right")
-    for stage in STAGES:
-        solved = sum(run["accuracy"][stage] == 1 for run in runs)
-        table.add_column(stage, f"{solved} of {len(runs)} solved", justify="right")
-    for run in runs:
-        table.add_row(
-            str(run["seed"]),
-            f"{run['seconds']:.2f}",
-            f"{run['cpu_seconds']:.2f}",
-            f"{run['peak_mb']:,.0f}",
-            str(run["updates"] or "not solved"),
-            *("?" if accuracy is None else f"{100 * accuracy:.3f}%" for accuracy in run["accuracy"].values()),
-        )
+    for i, run in enumerate(runs):
+        table.add_row(str(run["seed"]), *cells(run, lambda x: x), end_section=i + 1 == len(runs))
+    for which in ("median", "worst"):
+        table.add_row(which, *cells(everything, lambda x, which=which: None if x is None else x[which]))
     return table
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = seeds_parser(__doc__, 10)
-    parser.add_argument("--output", type=Path, default=Path("time_to_solve.json"), help="JSON to write")
+def _parser() -> Any:
+    parser = arguments_of(__doc__, "time_to_solve.json")
+    parser.add_argument("--config", type=Path, help="configuration; the default run without it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="seeds to run with")
+    parser.add_argument("fit_options", nargs="*", metavar="-- options of fit", help="handed on to fit")
     return parser
 
 

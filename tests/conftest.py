@@ -13,7 +13,11 @@ settings.load_profile("toolagent")
 
 torch.set_num_threads(1)  # the tensors are small; more threads only wait for each other, above all on a busy machine
 
-SHORT = ["--trainer.max_epochs=1", "--data.batches_per_epoch=2", "--data.val_problems=20", "--trainer.accelerator=cpu"]
+CONFIGS = Path(__file__).parent.parent / "configs"
+BLIND = f"--config={CONFIGS / 'stages.yaml'}"  # an agent and stages that are quick to train and to test
+SHORT = [BLIND, "--trainer.max_epochs=1", "--data.batches_per_epoch=2", "--data.val_problems=20"]
+SHORT += ["--trainer.accelerator=cpu"]
+ONE_STAGE = ["--data.stages=[T0]", "--model.env.max_steps=3"]  # small: its test has 1,000 problems
 
 
 @pytest.fixture(scope="session")

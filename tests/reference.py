@@ -2,36 +2,47 @@
 
 from operator import add, mul, sub
 
-from toolagent_pl.tokens import PADDING, Token
+from toolagent_pl.tools import PADDING, Token
 
 ARITHMETIC = {Token.MUL: mul, Token.ADD: add, Token.SUB: sub}
-MEMORY_DEPTH = 8
 
 
 class Calculator:
-    """The calculator's rules. ``join`` may compute something else than numbers from (tool, left, right)."""
+    """The calculator's rules.
 
-    def __init__(self, tape, max_steps=None, join=lambda tool, left, right: ARITHMETIC[tool](left, right)):
-        self.tape, self.memory = list(tape), []
+    ``tools`` says what each operator's token computes. With ``join``, something else than numbers is computed, from
+    (token, left, right): a value's place in the prompt is that of its right operand.
+    """
+
+    def __init__(self, tape, max_steps=None, memory_depth=8, tools=ARITHMETIC, join=None):
+        self.tape, self.memory, self.tools = list(tape), [], tools
         self.value = self.left = None
-        self.max_steps, self.join = max_steps, join
+        self.max_steps, self.memory_depth = max_steps, memory_depth
+        self.join = join or (lambda token, left, right: tools[token](left, right))
         self.steps = self.idle = 0
-        self.done = self.answered = False
+        self.answered, self.applied = False, True
+
+    @property
+    def truncated(self):
+        return self.steps == self.max_steps and not self.answered
+
+    @property
+    def over(self):
+        return self.answered or self.truncated
 
     def press(self, action):
         """Take one action; returns what an operator has computed, if one was carried out."""
-        if self.done or action < 0:
+        if self.over or action < 0:
             return None
         self.steps += 1
         result = None
-        if action in ARITHMETIC:
+        if action in self.tools:
             result = self._operate(action)
-            worked = result is not None
+            self.applied = result is not None
         else:
             rule = {Token.STO: self._store, Token.RCL: self._recall, Token.ANS: self._answer}.get(action)
-            worked = rule is not None and rule()
-        self.idle += not worked
-        self.done = self.answered or self.steps == self.max_steps
+            self.applied = rule is not None and rule()
+        self.idle += not self.applied
         return result
 
     def _operate(self, tool):
@@ -47,7 +58,7 @@ class Calculator:
         return self.value
 
     def _store(self):
-        if self.left is not None or len(self.memory) == MEMORY_DEPTH:
+        if self.left is not None or len(self.memory) == self.memory_depth:
             return False
         if self.value is not None:
             self.memory.append(self.value)
@@ -73,7 +84,19 @@ class Calculator:
 
     def solved(self, target):
         leftover = self.tape or self.memory or self.left is not None
-        return self.answered and self.value == target and not leftover
+        return bool(self.answered and self.value == target and not leftover)
+
+    @property
+    def flags(self):
+        """What tools report of the state."""
+        return [self.value is not None, self.left is not None, bool(self.memory), self.applied]
+
+    @property
+    def held(self):
+        """Next operand, accumulator, top of memory, left operand; -1 where there is none."""
+        first = self.tape[0] if self.tape else None
+        top = self.memory[-1] if self.memory else None
+        return [-1 if one is None else one for one in (first, self.value, top, self.left)]
 
 
 def tutorial_episode(operands, stage, actions, max_steps):
@@ -116,7 +139,7 @@ def splitmix64(state, count):
     return outputs
 
 
-def padded(programs):
+def padded(plans):
     """Rows of actions of one length."""
-    longest = max(map(len, programs))
-    return [[*program, *[PADDING] * (longest - len(program))] for program in programs]
+    longest = max(map(len, plans))
+    return [[*plan, *[PADDING] * (longest - len(plan))] for plan in plans]

@@ -1,11 +1,16 @@
-"""What hypothesis draws: expressions, and programs for them."""
+"""What hypothesis draws: expressions, and plans for them; and a tool of one's own."""
 
+import torch
 from hypothesis import strategies as st
 
-from toolagent_pl.problems.expression import parse, shortest_program
-from toolagent_pl.tokens import PADDING, TOOLS, Token
+from toolagent_pl.problems.expression import parse, textbook_plan
+from toolagent_pl.tools import PADDING, TOOLS, Token, Tool, Vocabulary
 
+PLAIN = Vocabulary()
 SYMBOL = {"*": Token.MUL, "+": Token.ADD, "-": Token.SUB}
+MAX = Tool("MAX", "max", 3, torch.maximum)
+WITH_MAX = (*TOOLS, MAX)
+MAX_TOKEN = 20
 
 numbers = st.integers(0, 12).map(str)
 
@@ -17,22 +22,29 @@ def _joined(inner):
 # Brackets wherever they please; where there are none, precedence decides.
 expressions = st.recursive(numbers, lambda inner: _joined(inner | inner.map("({})".format)), max_leaves=8)
 
+# Maxima too, as Python writes them.
+expressions_with_max = st.recursive(
+    numbers,
+    lambda inner: _joined(inner | inner.map("({})".format)) | st.builds("max({},{})".format, inner, inner),
+    max_leaves=8,
+)
+
 any_action = st.integers(PADDING, max(Token))
-random_programs = st.lists(any_action, max_size=24)
+random_plans = st.lists(any_action, max_size=24)
 
 
 @st.composite
-def expressions_with_programs(draw, random=random_programs):
-    """An expression, and a program: any, or the shortest one with a few actions put in, left out or replaced.
+def expressions_with_plans(draw, random=random_plans, expressions=expressions, vocabulary=PLAIN):
+    """An expression, and a plan: any, or the textbook's with a few actions put in, left out or replaced.
 
-    Random programs rarely get far; damaged ones come near to the answer, where the rules are decided.
+    Random plans rarely get far; damaged ones come near to the answer, where the rules are decided.
     """
     text = draw(expressions)
     if draw(st.booleans()):
         return text, draw(random)
-    program = [int(token) for token in shortest_program(parse(text).tree)]
+    plan = [int(token) for token in textbook_plan(parse(text, vocabulary).tree)]
     for _ in range(draw(st.integers(0, 3))):
-        at = draw(st.integers(0, len(program)))
-        action = draw(st.sampled_from([PADDING, *map(int, TOOLS)]))
-        program[at : at + draw(st.integers(0, 1))] = draw(st.sampled_from([[], [action], [action, action]]))
-    return text, program
+        at = draw(st.integers(0, len(plan)))
+        action = draw(st.sampled_from([PADDING, *map(int, vocabulary.actions)]))
+        plan[at : at + draw(st.integers(0, 1))] = draw(st.sampled_from([[], [action], [action, action]]))
+    return text, plan

@@ -1,8 +1,153 @@
-"""What is run only now and then still works."""
+"""Every benchmark runs, in a tiny setting."""
 
-from benchmarks import gpu
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import ablations, gpu, overhead, reasoning_gym_eval, throughput, time_to_solve
+from toolagent_pl.problems import Problems
+
+TINY = ["--trainer.accelerator=cpu", "--data.val_problems=20", "--data.test_problems=50", "--data.batch_size=64"]
+TINY += ["--curriculum.stages=null", "--curriculum.ent_targets=null", "--curriculum.every_n_epochs=1"]
 
 
-def test_what_is_checked_on_a_gpu_can_be_checked_on_a_cpu(capsys):
-    assert gpu.main(["--check", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.count("\nok ") == len(gpu.CHECKS)
+def test_contestants_agree_and_are_measured(tmp_path):
+    names = ["this_project", "reader", "python_loop", "two_pass"]
+    assert throughput.main(["--check", "--stage", "T0", "T2", "--d", "8", "--contestants", *names]) == 0
+    result = throughput.measure("reader", 16, 1, 8, 0.01)
+    assert result["tokens_per_second"] > 0
+    output = tmp_path / "throughput.json"
+    small = ["--batch", "16", "--d", "8", "--repetitions", "1", "--seconds", "0.05", "--patience", "0"]
+    assert throughput.main([*small, "--contestants", "this_project", "--output", str(output)]) == 0
+    (row,) = json.loads(output.read_text())["results"]
+    assert row["tokens_per_second"] == pytest.approx(6 * 16 / row["seconds"])
+
+
+def test_jax_does_the_same_work():
+    pytest.importorskip("jax")
+    assert throughput.main(["--check", "--stage", "T1", "--d", "8", "--contestants", "jax_update"]) == 0
+
+
+def test_fit_and_the_bare_loop_do_the_same_work(tmp_path):
+    output = tmp_path / "overhead.json"
+    options = ["--turns", "4", "--repetitions", "1", "--batch", "16", "--patience", "0", "--output", str(output)]
+    small = ["--data.stages=[T0,E1]", "--data.unseen=[E2]", "--checkpoint.every_n_batches=10"]
+    assert overhead.main([*options, "--", *TINY, *small]) == 0
+    document = json.loads(output.read_text())
+    (result,) = document["results"]
+    assert result["same_weights"]
+    assert len(result["fit"]) == len(result["bare"]) == 4
+    assert len(result["saves"]) >= 5
+    assert document["checkpoints"][0] > 0
+
+
+def test_time_to_solve_reads_what_a_run_logged(tmp_path):
+    config, output = tmp_path / "config.yaml", tmp_path / "time_to_solve.json"
+    config.write_text("data: {stages: [T0, T1], unseen: [E1], batches_per_epoch: 10}\ntrainer: {max_epochs: 2}\n")
+    options = ["--config", str(config), "--seeds", "0", "--patience", "0", "--output", str(output)]
+    assert time_to_solve.main([*options, "--", *TINY]) in (0, 1)
+    document = json.loads(output.read_text())
+    (run,) = document["runs"]
+    assert run["error"] is None
+    assert run["batches"] == document["batches"]["worst"] == 20
+    assert 64 * 20 <= run["tokens"] <= 15 * 64 * 20
+    assert set(run["stages"]) == {"T0", "T1", "E1"}
+    mean = (1000 * run["stages"]["T0"]["accuracy"] + 10_000 * run["stages"]["T1"]["accuracy"]) / 11_000
+    assert run["solved"] == pytest.approx(mean, abs=1e-6)
+
+
+def test_worst_is_the_least_accuracy_and_the_longest_plan():
+    runs = [
+        {"seconds": s, "solved": 1, "stages": {"E1": {"accuracy": a, "plan_length": n}}}
+        | dict.fromkeys(("cpu_seconds", "peak_mb", "batches", "tokens"))
+        for s, a, n in ((1, 0.5, 1.5), (3, 0.7, None), (2, 0.9, 1.0))
+    ]
+    found = time_to_solve.summary(runs)
+    assert found["seconds"] == {"median": 2, "worst": 3}
+    assert found["stages"]["E1"]["accuracy"] == {"median": 0.7, "worst": 0.5}
+    assert found["stages"]["E1"]["plan_length"] == {"median": 1.25, "worst": 1.5}
+
+
+def test_ablations_go_on_where_they_were(tmp_path, capsys):
+    config, output = tmp_path / "config.yaml", tmp_path / "ablations.json"
+    config.write_text(
+        "data: {stages: [E1, E2], unseen: [E3], batches_per_epoch: 2}\n"
+        "model: {agent: {class_path: Reader}, env: {class_path: CalculatorEnv, init_args: {max_steps: auto}}}\n"
+    )
+    options = ["--config", str(config), "--seeds", "0", "--batches", "3", "--problems", "20", "--patience", "0"]
+    options += ["--output", str(output)]
+    for variants in (["no memory"], ["no memory", "blind"]):
+        assert ablations.main([*options, "--variants", *variants, "--", *TINY]) == 0
+    runs = json.loads(output.read_text())["runs"]
+    assert [(run["variant"], run["batches"]) for run in runs] == [("no memory", 3), ("blind", 3)]
+    assert set(runs[0]["stages"]) == {"E1", "E2", "E3"}
+    assert runs[0]["stages"]["E1"]["no_memory"] == 1
+    assert runs[0]["memory"]["0"]["problems"] + runs[0]["memory"]["1"]["problems"] == 40
+    assert runs[0]["plans"] >= 1
+    assert runs[1]["plans"] is None  # it is told the stage, and was not trained on E5
+    assert ablations.main([*options, "--variants", "blind", "--", *TINY, "--model.learning_rate=1"]) == 2
+    assert "blind (1)" in capsys.readouterr().out
+
+
+def test_intervals_are_of_the_mean():
+    pytest.importorskip("scipy")
+    low, high = ablations.interval([1.0, 2.0, 3.0])
+    assert 1 <= low < 2 < high <= 3
+    assert ablations.interval([2.0, 2.0]) == (2.0, 2.0)
+    assert ablations.interval([1.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "expression"),
+    [
+        ("Calculate 5 - 3 * ( 2 + 1 ).", "5 - 3 * ( 2 + 1 )"),
+        ("State the final answer to the following arithmetic problem: 40 - 4 + 16 =", "40 - 4 + 16"),
+        ("Calculate 2 - -1.", None),
+        ("Calculate -( 2 + 3 ).", None),
+        ("Calculate 6 / 3.", None),
+        ("What is it?", None),
+    ],
+)
+def test_expressions_are_read_from_questions(question, expression):
+    assert reasoning_gym_eval.expression_of(question) == expression
+
+
+def test_negative_numbers_can_be_written_otherwise():
+    question = "Calculate -7 - -1 * ( -3 + 2 )."
+    assert reasoning_gym_eval.expression_of(question, signed=True) == "(0-7) -(0-1) * ((0-3) + 2 )"
+
+
+class Calculator:
+    """Answers all but single numbers, and all sums of two wrongly."""
+
+    def solve(self, expressions):
+        targets = Problems.from_expressions(expressions).target.tolist()
+        wrong = [len(text.split()) == 3 for text in expressions]
+        return [SimpleNamespace(answer=target + off) for target, off in zip(targets, wrong, strict=True)]
+
+
+def test_reasoning_gym_scores_what_is_within_the_language():
+    pytest.importorskip("reasoning_gym")
+    options = {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 2}
+    result = reasoning_gym_eval.evaluate(Calculator(), "chain_sum", options, 50, 0)
+    assert result["within_the_language"] == result["answered"] == 50
+    assert 0 < result["right"] < 50
+    result = reasoning_gym_eval.evaluate(Calculator(), "basic_arithmetic", options, 50, 0)
+    assert 0 < result["within_the_language"] < 50
+    assert result["score_of_all"] < result["score"]
+    options |= reasoning_gym_eval.PLAIN
+    result = reasoning_gym_eval.evaluate(Calculator(), "basic_arithmetic", options, 50, 0, signed=True)
+    assert result["within_the_language"] == 50
+
+
+def test_what_is_checked_on_a_gpu_can_be_checked_on_a_cpu(capsys, tmp_path):
+    names = [name for name in gpu.CHECKS if name != "compiled"]  # which takes a minute: see test_compile.py
+    assert gpu.main(["--check", "--device", "cpu", "--checks", *names]) == 0
+    assert capsys.readouterr().out.count("\nok ") == len(names)
+    output = tmp_path / "gpu.json"
+    small = ["--device", "cpu", "--batch", "16", "--seconds", "0.01", "--precision", "float32", "bf16"]
+    assert gpu.main(["--measure", *small, "--output", str(output)]) == 0
+    assert len(json.loads(output.read_text())["results"]) == 4
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import SHORT
+from tests.conftest import BLIND, SHORT
 from toolagent_pl.checkpoint_io import _check_storages
 from toolagent_pl.cli import main
 
 COMMANDS = ["fit", "validate", "test", "predict"]
-OPTIONS = ["--trainer.accelerator=cpu", "--data.batch_size=64", "--data.batches_per_epoch=2", "--data.val_problems=20"]
+OPTIONS = [
+    BLIND,
+    "--trainer.accelerator=cpu",
+    "--data.batch_size=64",
+    "--data.batches_per_epoch=2",
+    "--data.val_problems=20",
+]
 SENTINEL = "sentinel"
 
 
@@ -95,7 +101,7 @@ def set_at(tree, path, value):
         tree[last] = value(tree[last]) if callable(value) else value
 
 
-STEPS = ("loops", "fit_loop", "epoch_loop.automatic_optimization.optim_progress", "optimizer", "step", "total")
+STEPS = ("loops", "fit_loop", "epoch_loop.manual_optimization.optim_step_progress", "total")
 SOMETHING_ELSE = "expected a checkpoint; this file is something else, or cut short"
 UNFIT = "expected a checkpoint of such a run; it cannot be restored"
 
@@ -105,9 +111,20 @@ UNFIT = "expected a checkpoint of such a run; it cannot be restored"
     [
         (["toolagent_pl"], None, "a checkpoint of another program, expected one of toolagent_pl"),
         (["toolagent_pl"], "1", "a checkpoint of another program, expected one of toolagent_pl"),
-        (["toolagent_pl", "format"], 1, "a checkpoint of format 1, expected format 2"),
+        (["toolagent_pl", "format"], 1, "a checkpoint of format 1, expected format 3"),
         (["toolagent_pl", "format"], torch.ones(2), "a checkpoint of format tensor"),
         (["toolagent_pl", "stages"], ["T0"], "data.stages: got ['T0', 'T1', 'T2'], expected ['T0'] as in the"),
+        (
+            ["toolagent_pl", "batches_seen"],
+            None,
+            "got batches_seen None in the checkpoint, expected a number of batches",
+        ),
+        (["toolagent_pl", "batches_seen"], -1, "got batches_seen -1 in the checkpoint, expected a number of batches"),
+        (["toolagent_pl", "batches_seen"], 2.0, "got batches_seen 2.0 in the checkpoint"),
+        (["toolagent_pl", "batches_seen"], 2**60, "got batches_seen 1152921504606846976 in the checkpoint"),
+        (["toolagent_pl", "ent_coef"], None, "got ent_coef None in the checkpoint, expected a number"),
+        (["toolagent_pl", "ent_coef"], float("nan"), "got ent_coef nan in the checkpoint, expected a number"),
+        (["toolagent_pl", "ent_coef"], torch.ones(3), "in the checkpoint, expected a number"),
         (["pytorch-lightning_version"], "one", UNFIT),
         (["pytorch-lightning_version"], 2, SOMETHING_ELSE),
         (["state_dict"], [1, 2], SOMETHING_ELSE),
@@ -122,7 +139,12 @@ UNFIT = "expected a checkpoint of such a run; it cannot be restored"
         ([*STEPS, "completed"], -1, UNFIT),
         (["callbacks"], 3, UNFIT),
         (["callbacks", "CurriculumCallback", "entry"], "last", UNFIT),
-        (["callbacks", "CurriculumCallback", "entry"], 3, "curriculum.stages: got [0, 1, 2], expected more than 3"),
+        (["callbacks", "CurriculumCallback", "entry"], 3, "curriculum.stages: got 3 entries, expected more than 3"),
+        (["callbacks", "CurriculumCallback", "seen"], None, UNFIT),
+        (["callbacks", "Polish", "since"], "now", UNFIT),
+        (["callbacks", "Polish", "since"], -1, UNFIT),
+        (["callbacks", "Polish", "over"], 1, UNFIT),
+        (["callbacks", "StopWhenSolved", "solved"], "maybe", UNFIT),
         (["ProblemDataModule"], [], UNFIT),
         (["optimizer_states"], None, UNFIT),
         (["optimizer_states"], [{"state": {}, "param_groups": []}], UNFIT),
@@ -178,11 +200,11 @@ def test_one_flipped_bit_in_a_weight_is_found(capsys, trained):
 
 
 def test_going_on_does_not_delete_what_a_checkpoint_names(checkpoint):
-    (key,) = [key for key in checkpoint["callbacks"] if key.startswith("Checkpoint")]
     precious = Path("lightning_logs/version_0/checkpoints/precious").absolute()
     precious.parent.mkdir(parents=True)
     precious.write_text("mine")
-    checkpoint["callbacks"][key] |= {"dirpath": str(precious.parent), "last_model_path": str(precious)}
+    state = {"dirpath": str(precious.parent), "last_model_path": str(precious), "best_model_path": str(precious)}
+    checkpoint["callbacks"]["Checkpoint"] = state
     torch.save(checkpoint, precious.parent / "last.ckpt")
     main(["fit", *SHORT, "--data.batch_size=64", "--trainer.max_epochs=2", "--ckpt_path=last"])
     assert precious.read_text() == "mine"

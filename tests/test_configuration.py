@@ -1,16 +1,18 @@
 """Configurations that come from anyone: they run no code but the classes that they name."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.conftest import BLIND
 from tests.test_cli import error_of
 from toolagent_pl.cli import main
 from toolagent_pl.configuration import load_yaml
 
 SENTINEL = "sentinel"
-OPTIONS = ["--trainer.accelerator=cpu", "--trainer.fast_dev_run=true"]
+OPTIONS = [BLIND, "--trainer.accelerator=cpu", "--trainer.fast_dev_run=true"]
 MODULE = """
 def function(*args, **kwargs):
     open("sentinel", "w")
@@ -48,7 +50,7 @@ def nested(option: str, value: object) -> str:
     return yaml.safe_dump(value)
 
 
-PLACES = ["model.agent", "model.machine", "model.reward", "model.algorithm", "optimizer", "lr_scheduler"]
+PLACES = ["model.agent", "model.env", "model.reward", "model.algorithm", "optimizer", "lr_scheduler"]
 PLACES += ["trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.strategy", "trainer.accelerator"]
 PLACES += ["trainer.profiler"]
 SHELL = {"class_path": "os.system", "init_args": {"command": f"touch {SENTINEL}"}}
@@ -86,15 +88,70 @@ def test_nor_is_what_the_command_line_names(capsys, option):
 
 
 def test_a_class_of_the_right_kind_is_called():
-    Path("mine.py").write_text(
-        "from toolagent_pl.machines.rewards import OutcomeReward\n"
+    Path("right_kind.py").write_text(
+        "from toolagent_pl.learning import OutcomeReward\n"
         "class Mine(OutcomeReward):\n"
         "    def __init__(self, weight: float = 1.0):\n"
         "        open('sentinel', 'w')\n"
     )
-    Path("config.yaml").write_text(nested("model.reward", {"class_path": "mine.Mine", "init_args": {"weight": 2}}))
+    Path("config.yaml").write_text(
+        nested("model.reward", {"class_path": "right_kind.Mine", "init_args": {"weight": 2}})
+    )
     main(["fit", *OPTIONS, "--config=config.yaml", "--data.batch_size=8", "--data.val_problems=1"])
     assert Path(SENTINEL).exists()
+
+
+EVIL = """
+open("sentinel", "w")
+import os
+from toolagent_pl.learning import OutcomeReward
+
+class X: pass
+
+class Outer:
+    class Inner(OutcomeReward): pass
+
+def function(*args): pass
+"""
+
+
+@pytest.mark.parametrize("name", ["X", "function", "Outer", "Inner", "Outer.Inner", "os.system", "nothing"])
+@pytest.mark.parametrize("option", ["model.reward", "trainer.callbacks", "data.tools", "optimizer"])
+def test_a_module_that_makes_no_part_of_a_run_is_not_imported(capsys, option, name):
+    """It is read, and found to make no class that derives from something, and no tool, of that name."""
+    Path("evil.py").write_text(EVIL)
+    value = f"[evil.{name}]" if option == "data.tools" else f"evil.{name}"
+    assert error_of(capsys, "fit", *OPTIONS, f"--{option}={value}").startswith(f"error: {option}: got ")
+    assert not Path(SENTINEL).exists()
+    assert option in refusal(capsys, nested(option, [f"evil.{name}"] if option == "data.tools" else f"evil.{name}"))
+    assert "evil" not in sys.modules
+
+
+OWN = """
+from toolagent_pl.learning import OutcomeReward
+from toolagent_pl.tools import Tool
+import torch
+
+class Mine(OutcomeReward): pass
+
+MAX = Tool("MAX", "max", 3, torch.maximum)
+MIN: Tool = Tool("MIN", "min", 3, torch.minimum)
+"""
+
+
+@pytest.mark.parametrize("file", ["own.py", "own/parts.py", "own/__init__.py"])
+def test_modules_and_packages_of_ones_own_are_used(monkeypatch, capsys, file):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
+        monkeypatch.delitem(sys.modules, name)
+    Path(file).parent.mkdir(exist_ok=True)
+    Path(file).write_text(OWN)
+    path = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    options = [f"--model.reward={path}.Mine", f"--data.tools=[MUL,ADD,SUB,{path}.MAX,{path}.MIN]"]
+    options += ["--data.stages=[{name: T3, pattern: 'max(a,b)-min(c,d)'}]", "--data.batch_size=8"]
+    main(["fit", *OPTIONS, *options, "--data.val_problems=2", "--model.agent.d=8"])
+    with pytest.raises(SystemExit):
+        main(["fit", *OPTIONS, *options, "--print_config"])
+    assert f"class_path: {path}.Mine" in capsys.readouterr().out
 
 
 ALIASES = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -159,7 +216,7 @@ def test_a_group_of_options_is_not_a_value(capsys, group, value):
 def test_numbers_out_of_all_bounds_are_refused(capsys, option, value):
     config = nested(option, value)
     if "agent" in option:
-        config = nested("model.agent", {"class_path": "ActorCritic", "init_args": {"d": value}})
+        config = nested("model.agent", {"class_path": "BlindAgent", "init_args": {"d": value}})
     assert option.replace(".init_args", "") in refusal(capsys, config)
 
 

@@ -11,10 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from toolagent_pl import CalculatorMachine, TutorialMachine
-from toolagent_pl.agents import ActorCritic, Agent, gru
-from toolagent_pl.learning.algorithms import A2C, TutorialA2C
-from toolagent_pl.machines.rewards import OutcomeReward, ProgressReward, TutorialReward
+from toolagent_pl.agents import Agent, BlindAgent, Reader
+from toolagent_pl.envs import CalculatorEnv, TutorialEnv
+from toolagent_pl.learning import A2C, PPO, OutcomeReward, ProgressReward, TutorialA2C, TutorialReward
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.stream import ProblemStream
 
@@ -37,34 +36,45 @@ def without_copy(*args, device="cpu", **kwargs):
     return make_tensor(*args, **kwargs)
 
 
-class PlainActorCritic(ActorCritic):
+class EvaluatedAgain(BlindAgent):
     """Takes the way of an agent that is run a second time to learn."""
 
-    begin = Agent.begin
-
-    def step(self, hidden, heard):
-        return torch.tanh(self.embedding(heard) + hidden @ self.gru.weight_hh[: hidden.shape[1]])
+    def forward(self, rollout):
+        return Agent.forward(self, rollout)
 
 
-@pytest.mark.parametrize("agent", [ActorCritic, PlainActorCritic])
+BLIND = {"max_steps": 8, "feedback": "none"}
+
+
 @pytest.mark.parametrize(
-    ("machine", "reward", "algorithm"),
+    ("agent", "env", "reward", "algorithm", "options"),
     [
-        (CalculatorMachine(max_steps=8), OutcomeReward(), A2C()),
-        (CalculatorMachine(max_steps=8), ProgressReward(), A2C(discount=0.9)),
-        (TutorialMachine(max_steps=6), TutorialReward(), TutorialA2C()),
+        (BlindAgent, CalculatorEnv(**BLIND), OutcomeReward(), A2C(ent_target=1.0), {}),
+        (EvaluatedAgain, CalculatorEnv(**BLIND), ProgressReward(), A2C(gamma=0.9), {}),
+        (BlindAgent, TutorialEnv(max_steps=6), TutorialReward(), TutorialA2C(), {}),
+        (Reader, CalculatorEnv(max_steps="auto"), OutcomeReward(), PPO(ent_target=1.0), {}),
+        (Reader, CalculatorEnv(max_steps="auto"), OutcomeReward(), A2C(), {"accumulate": 3}),
+        (Reader, CalculatorEnv(max_steps="auto"), OutcomeReward(), A2C(), {}),
     ],
-    ids=["outcome", "progress", "tutorial"],
+    ids=["outcome", "progress, evaluated again", "tutorial", "reader by PPO", "reader in parts", "reader"],
 )
-def test_an_update_stays_on_its_device_and_waits_for_nothing(monkeypatch, machine, reward, algorithm, agent):
+def test_an_update_stays_on_its_device_and_waits_for_nothing(monkeypatch, agent, env, reward, algorithm, options):
+    module = ToolAgent(agent=agent, env=env, reward=reward, algorithm=algorithm, **options).to("meta")
+    module._trainer = SimpleNamespace(world_size=1, log_every_n_steps=10)
     # A number on the CPU may take part in operations on a GPU, but not in those on "meta".
-    monkeypatch.setattr(gru, "_MINUS_ONE", torch.tensor(-1.0, device="meta"))
-    module = ToolAgent(agent=agent, machine=machine, reward=reward, algorithm=algorithm).to("meta")
-    module._trainer = SimpleNamespace(world_size=1, global_step=0, log_every_n_steps=10)
-    stream = ProblemStream(module.ladder, seed=0, batch_size=32, batches=10, device="meta")
+    module.ent_coef = module.ent_coef.to("meta")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # PyTorch does not know it for "meta"
+    optimizer = torch.optim.Adam(module.parameters())
+    monkeypatch.setattr(module, "optimizers", lambda: optimizer)
+    monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
+    monkeypatch.setattr(optimizer, "step", lambda: module.on_before_optimizer_step(optimizer))
+    stream = ProblemStream(module.stages, seed=0, batch_size=32, batches=10, device="meta")
     module.training_step(stream.batch(0), 0)  # tables are made once, on the CPU
+    module.validation_step(stream.batch(0), 0)
     monkeypatch.setattr(torch, "tensor", without_copy)
     with NothingMixed():
-        module.training_step(stream.batch(1), 0).backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        module.step_cost = 0.1
+        module.training_step(stream.batch(1), 0)
         module.validation_step(stream.batch(2), 0)
+    assert module.batches_seen == 2
+    assert all(parameter.grad is not None for parameter in module.parameters())

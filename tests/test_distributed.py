@@ -11,51 +11,66 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_cli import CONFIGS
+from tests.conftest import BLIND, CONFIGS
 
 CALLBACK = """
 import os
 import signal
 import torch
 from lightning.pytorch import Callback
+from toolagent_pl.learning import A2C
+
+class Twice(A2C):
+    epochs = 2
+    minibatches = 2
 
 class Dump(Callback):
     gradients, problems = {}, {}
 
     def on_train_batch_start(self, trainer, module, problems, batch_idx):
-        if trainer.global_step == int(os.environ.get("KILL_AT", -1)):
+        if module.batches_seen == int(os.environ.get("KILL_AT", -1)):
             os.kill(os.getpid(), signal.SIGKILL)
-        self.problems[trainer.global_step] = torch.cat([problems.number[:, None], problems.operands], 1)
+        self.problems[module.batches_seen] = torch.cat([problems.number[:, None], problems.operands], 1)
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.gradients[trainer.global_step] = torch.cat([p.grad.flatten() for p in module.parameters()])
 
     def on_train_end(self, trainer, module):
         metrics, mixture = trainer.callback_metrics, trainer.datamodule.mixture
-        state = (module.state_dict(), mixture, metrics, self.gradients, self.problems)
+        state = (module.state_dict(), mixture, metrics, self.gradients, self.problems, float(module.ent_coef))
         torch.save(state, f"rank{trainer.global_rank}.pt")
 """
 
 
 class Rank(NamedTuple):
-    """What a rank ends with, and what it saw in each step: the gradients before they are clipped, the problems."""
+    """What a rank ends with, and what it saw: the gradients of each update before they are clipped, the problems."""
 
     weights: dict[str, Tensor]
     mixture: list[float]
     metrics: dict[str, Tensor]
     gradients: dict[int, Tensor]
     problems: dict[int, Tensor]
+    ent_coef: float
 
 
 def train(directory: Path, ranks: int, *options: str, kill_at: int = -1) -> list[Rank]:
-    """What each rank ends with after six updates in three epochs, the curriculum moving on after each."""
+    """What each rank ends with after six batches in three epochs, the curriculum moving on after each."""
     directory.mkdir(exist_ok=True)
     (directory / "dump.py").write_text(CALLBACK)
-    command = [sys.executable, "-m", "toolagent_pl", "fit", "--trainer.accelerator=cpu", f"--trainer.devices={ranks}"]
+    command = [
+        sys.executable,
+        "-m",
+        "toolagent_pl",
+        "fit",
+        BLIND,
+        "--trainer.accelerator=cpu",
+        f"--trainer.devices={ranks}",
+    ]
     command += [f"--trainer.strategy={'ddp' if ranks > 1 else 'auto'}", "--trainer.callbacks=dump.Dump"]
     command += ["--trainer.max_epochs=3", "--data.batches_per_epoch=2", "--data.val_problems=101"]
     command += ["--curriculum.every_n_epochs=1", "--curriculum.advance_at=null", "--trainer.log_every_n_steps=2"]
-    command += ["--checkpoint.every_n_train_steps=3"]
+    command += ["--checkpoint.every_n_batches=3", "--polish.at=null", "--solved.accuracy=null"]
+    command += ["--data.stages=[T0,T1]", "--model.env.max_steps=4", "--model.algorithm.ent_target=1.2"]
     environment = {**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{CONFIGS.parent}", "OMP_NUM_THREADS": "1"}
     environment["KILL_AT"] = str(kill_at)
     run = subprocess.run(
@@ -91,7 +106,8 @@ def test_two_ranks_equal_each_other_and_one_rank_with_the_whole_batch(tmp_path, 
     # Problems, action noise, advantages and gradients do not depend on the split: only rounding does.
     assert distance(first, whole) < 1e-5
     assert distance(first, half) > 1e-3
-    for name in ("val/T0_accuracy", "val/T2_accuracy", "val/T1_reward", "train/reward", "train/entropy"):
+    assert first.ent_coef == second.ent_coef == whole.ent_coef != 0.05
+    for name in ("val/T0_accuracy", "val/T1_accuracy", "val/T1_reward", "train/reward", "train/entropy"):
         assert first.metrics[name] == second.metrics[name]
         torch.testing.assert_close(first.metrics[name], whole.metrics[name])
 
@@ -104,6 +120,30 @@ def test_gradients_of_two_ranks_equal_those_of_one(whole, two):
         torch.testing.assert_close(first.gradients[step], gradient, rtol=0, atol=1e-5 * float(gradient.norm()))
     assert len(whole.gradients) == 6
     assert all(float(gradient.norm()) > 0.01 for gradient in whole.gradients.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.algorithm=dump.Twice", "--model.accumulate=3"],
+        pytest.param(["--model.accumulate=50"], marks=pytest.mark.xfail(strict=True, reason="no part is the last one")),
+    ],
+    ids=["several updates, each in parts", "parts of different sizes"],
+)
+def test_however_a_batch_is_learned_from_two_ranks_do_what_one_does(tmp_path, options):
+    """Minibatches are the same for any number of ranks, advantages are normalised over all of them."""
+    options = [*options, "--data.batch_size=128", "--trainer.max_epochs=2"]
+    (whole,) = train(tmp_path / "whole", 1, *options)
+    first, second = train(tmp_path / "two", 2, *options)
+    assert len(whole.gradients) == len(first.gradients) == (16 if "--model.algorithm=dump.Twice" in options else 4)
+    for step, gradient in whole.gradients.items():
+        assert torch.equal(first.gradients[step], second.gradients[step])
+        torch.testing.assert_close(first.gradients[step], gradient, rtol=0, atol=1e-4 * float(gradient.norm()))
+    assert distance(first, second) == 0
+    assert distance(first, whole) < 1e-4
+    for name in ("train/policy_loss", "train/entropy", "train/gradient_norm"):
+        assert first.metrics[name] == second.metrics[name]
+        torch.testing.assert_close(first.metrics[name], whole.metrics[name], rtol=1e-3, atol=1e-4)
 
 
 def test_a_run_of_one_rank_goes_on_with_two(tmp_path, whole):

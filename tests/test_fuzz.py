@@ -1,4 +1,4 @@
-"""Some generated inputs, as ``python -m benchmarks.fuzz`` tries many more of; and whether it would notice."""
+"""Some generated inputs, as ``tests/long/test_fuzz.py`` tries many more of; and whether it would notice."""
 
 import os
 import time
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import fuzz
-from benchmarks.fuzz import FINDING, Case, Verdict
+from tests.long import generated as fuzz
+from tests.long.generated import FINDING, Case, Verdict
 
 SOME = {"config": 24, "checkpoint": 24, "expression": 200}
 
@@ -19,7 +19,7 @@ def sources(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", SOME)
 def test_generated_inputs_are_taken_or_refused_in_one_line(sources, kind):
-    verdicts = list(fuzz.fuzz(fuzz.cases(kind, 1, range(SOME[kind]), sources), workers=2, patience=30))
+    verdicts = list(fuzz.fuzz(fuzz.cases(kind, 1, range(SOME[kind]), sources), patience=30))
     assert len(verdicts) == SOME[kind]
     assert [(case, verdict.detail) for case, verdict in verdicts if verdict.outcome == FINDING] == []
     assert {verdict.outcome for _, verdict in verdicts} >= {"taken", "refused"}
@@ -49,7 +49,7 @@ def misbehave(case: Case) -> Verdict:
 
 def test_crashes_and_hangs_are_findings_and_the_others_go_on():
     cases = iter([Case("expression", number, b"") for number in range(5)])
-    found = {case.number: verdict for case, verdict in fuzz.fuzz(cases, 2, patience=5, judge=misbehave)}
+    found = {case.number: verdict for case, verdict in fuzz.fuzz(cases, patience=5, judge=misbehave)}
     assert {number for number, verdict in found.items() if verdict.outcome == FINDING} == {1, 2}
     assert "crashed with status -6" in found[1].detail
     assert "hung" in found[2].detail

@@ -6,13 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.test_cli import CONFIGS
-from tests.test_resume import OPTIONS, last, same, start, wait_for_step
+from tests.conftest import CONFIGS
+from tests.test_resume import OPTIONS, batches_of, last, same, start, wait_for_step
 from toolagent_pl import ranks
+from toolagent_pl.callbacks import CurriculumCallback, Polish, RanksAgree
+from toolagent_pl.callbacks.agreement import RanksDisagreeError
+from toolagent_pl.module import ToolAgent
 from toolagent_pl.torchrun import check_restarts
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.log_every_n_steps=1000"]
@@ -23,7 +27,6 @@ import time
 from pathlib import Path
 import torch
 from lightning.pytorch import Callback
-from toolagent_pl.callbacks import CurriculumCallback
 
 class SlowValidation(Callback):
     def on_validation_start(self, trainer, module):
@@ -33,7 +36,7 @@ class SlowValidation(Callback):
 class KilledOnce(Callback):
     def on_train_batch_start(self, trainer, *args):
         first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        if first and trainer.global_rank == 1 and trainer.global_step == 45:
+        if first and trainer.global_rank == 1 and trainer.lightning_module.batches_seen == 45:
             os.kill(os.getpid(), signal.SIGKILL)
 
 class OtherWeights(Callback):
@@ -41,11 +44,6 @@ class OtherWeights(Callback):
         if trainer.global_rank == 1 and trainer.current_epoch == 1:
             with torch.no_grad():
                 next(module.parameters()).view(-1)[0] += 1e-6
-
-class OtherCurriculum(Callback):
-    def on_validation_start(self, trainer, module):
-        if trainer.global_rank == 1 and trainer.current_epoch == 1:
-            next(c for c in trainer.callbacks if isinstance(c, CurriculumCallback)).entry += 1
 """
 
 
@@ -84,7 +82,7 @@ def test_a_run_of_two_ranks_that_is_told_to_stop_ends_the_same(tmp_path, uninter
     wait_for_step(tmp_path, 14, process)
     main, _ = family(process)
     assert_stopped(process, [main], signal.SIGTERM)
-    stopped = torch.load(last(tmp_path), weights_only=True)["global_step"]
+    stopped = batches_of(last(tmp_path))
     assert 14 <= stopped < 69
 
     # The resumed run listens as well. Now all ranks are told, as by SLURM, and while they validate.
@@ -94,7 +92,7 @@ def test_a_run_of_two_ranks_that_is_told_to_stop_ends_the_same(tmp_path, uninter
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     assert_stopped(process, family(process), signal.SIGUSR1)
-    assert stopped < torch.load(last(tmp_path), weights_only=True)["global_step"] < 70
+    assert stopped < batches_of(last(tmp_path)) < 70
 
     process = start(tmp_path, *TWO, "--ckpt_path=last")
     output, _ = process.communicate(timeout=120)
@@ -128,15 +126,58 @@ def test_restarts_that_could_not_work_are_refused(monkeypatch):
     check_restarts()
 
 
-@pytest.mark.parametrize(("what", "name"), [("weights", "OtherWeights"), ("curriculum", "OtherCurriculum")])
-def test_ranks_that_differ_stop_the_run(tmp_path, what, name):
+def test_ranks_that_differ_stop_the_run(tmp_path):
     (tmp_path / "callbacks.py").write_text(CALLBACKS)
-    process = start(tmp_path, *TWO, f"--trainer.callbacks=callbacks.{name}", "--data.batches_per_epoch=2")
+    process = start(tmp_path, *TWO, "--trainer.callbacks=callbacks.OtherWeights", "--data.batches_per_epoch=2")
     output, _ = process.communicate(timeout=60)  # until all ranks are gone: they share its output
     assert process.returncode == 1, output
     assert "Traceback" not in output
     (line,) = (line for line in output.splitlines() if "error" in line)
-    assert line.startswith(f"error: step 4: {what} of rank 1 differ from rank 0")
+    assert line.startswith("error: step 4: weights of rank 1 differ from rank 0")
+
+
+def changed_weights(rank):
+    next(rank.module.parameters()).data.view(-1)[0] += 1e-6
+
+
+def changed_step(rank):
+    rank.module.batches_seen += 1
+
+
+def changed_weight_of_the_entropy(rank):
+    rank.module.ent_coef = rank.module.ent_coef * (1 + 1e-15)
+
+
+def changed_curriculum(rank):
+    rank.curriculum.entry += 1
+
+
+def changed_polishing(rank):
+    rank.polish.since = 0
+
+
+@pytest.mark.parametrize(
+    "change", [changed_weights, changed_step, changed_weight_of_the_entropy, changed_curriculum, changed_polishing]
+)
+def test_whatever_differs_is_named(change):
+    states = []
+
+    def all_gather(state):
+        states.append(state)
+        return torch.stack([state] * 3 if len(states) <= 3 else states[:3])
+
+    for number in (0, 1, 2, 0):
+        torch.manual_seed(0)
+        rank = SimpleNamespace(module=ToolAgent(), curriculum=CurriculumCallback(every_n_epochs=1), polish=Polish())
+        if number == 1:
+            change(rank)
+        trainer = SimpleNamespace(world_size=3, callbacks=[rank.curriculum, rank.polish])
+        trainer.strategy = SimpleNamespace(all_gather=all_gather)
+        if len(states) < 3:
+            RanksAgree().on_train_start(trainer, rank.module)  # equal ranks
+    what = change.__name__.removeprefix("changed_").replace("_", " ")
+    with pytest.raises(RanksDisagreeError, match=f"^step 0: {what} of rank 1 differ from rank 0"):
+        RanksAgree().on_validation_end(trainer, rank.module)
 
 
 def test_a_rank_that_is_killed_ends_the_run(tmp_path):

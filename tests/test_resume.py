@@ -10,14 +10,40 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.test_cli import CONFIGS
+from tests.conftest import BLIND, CONFIGS
+from tests.test_fit import read
 from toolagent_pl.cli import main
 
-# 70 updates in epochs of 10; a checkpoint every 7 updates falls anywhere in an epoch, and on the end of the last.
-OPTIONS = ["--trainer.accelerator=cpu", "--trainer.max_epochs=7", "--data.batch_size=64", "--data.val_problems=50"]
-OPTIONS += ["--checkpoint.every_n_train_steps=7", "--curriculum.every_n_epochs=2", "--trainer.log_every_n_steps=1"]
+# 70 batches in epochs of 10; a checkpoint every 7 batches falls anywhere in an epoch, and on the end of the last.
+OPTIONS = [
+    BLIND,
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=7",
+    "--data.batch_size=64",
+    "--data.val_problems=50",
+]
+OPTIONS += ["--checkpoint.every_n_batches=7", "--curriculum.every_n_epochs=2", "--trainer.log_every_n_steps=1"]
+OPTIONS += ["--data.stages=[T0,T1]", "--model.env.max_steps=4", "--solved.accuracy=null", "--polish.at=null"]
+OWN = """
+from lightning.pytorch import Callback
+from toolagent_pl.learning import A2C
+
+class Twice(A2C):
+    epochs = 2
+    minibatches = 2
+
+class Steered(Twice):
+    def __init__(self):
+        super().__init__(ent_coef=0.02, ent_target=0.9)
+
+class Killed(Callback):
+    '''In the middle of an update, three batches behind a checkpoint that lies in the middle of an epoch.'''
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        if module.batches_seen == 24:
+            raise SystemExit("killed")
+"""
 
 
 def start(directory: Path, *options: str) -> subprocess.Popen[str]:
@@ -38,14 +64,24 @@ def last(directory: Path) -> Path:
     return directory / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
 
 
-def same(one: Path, other: Path) -> bool:
+def batches_of(path: Path) -> int:
+    batches: int = torch.load(path, weights_only=True)["toolagent_pl"]["batches_seen"]
+    return batches
+
+
+def same(one: Path, other: Path, batches: int = 70) -> bool:
     """Whether two finished runs are bit for bit in the same state."""
     states = [torch.load(path, weights_only=True) for path in (one, other)]
     weights = [state["state_dict"] for state in states]
     moments = [[m for p in state["optimizer_states"][0]["state"].values() for m in p.values()] for state in states]
     return (
-        states[0]["global_step"] == states[1]["global_step"] == 70
-        and states[0]["callbacks"]["CurriculumCallback"] == states[1]["callbacks"]["CurriculumCallback"]
+        states[0]["toolagent_pl"] == states[1]["toolagent_pl"]
+        and states[0]["toolagent_pl"]["batches_seen"] == batches
+        and states[0]["global_step"] == states[1]["global_step"]
+        and all(
+            states[0]["callbacks"][name] == states[1]["callbacks"][name] for name in ("CurriculumCallback", "Polish")
+        )
+        and states[0]["optimizer_states"][0]["param_groups"] == states[1]["optimizer_states"][0]["param_groups"]
         and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
         and all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
     )
@@ -59,10 +95,10 @@ def uninterrupted(tmp_path_factory) -> Path:
 
 
 def wait_for_step(directory: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Wait until a checkpoint of at least ``step`` is there. Reading it must never fail."""
+    """Wait until a checkpoint of at least ``step`` batches is there. Reading it must never fail."""
     for _ in range(6000):
         assert process.poll() is None, process.communicate()[0]
-        if last(directory).exists() and torch.load(last(directory), weights_only=True)["global_step"] >= step:
+        if last(directory).exists() and batches_of(last(directory)) >= step:
             return
         time.sleep(0.005)
     raise AssertionError("no checkpoint")
@@ -71,7 +107,7 @@ def wait_for_step(directory: Path, step: int, process: subprocess.Popen[str]) ->
 def test_killed_again_and_again_it_ends_the_same(tmp_path, uninterrupted):
     draw = random.Random(0)
     resume: list[str] = []
-    for step in (7, 21, 42, 56):
+    for step in (7, 28, 49):
         process = start(tmp_path, *resume)
         wait_for_step(tmp_path, step, process)
         time.sleep(draw.uniform(0, 0.05))
@@ -82,17 +118,64 @@ def test_killed_again_and_again_it_ends_the_same(tmp_path, uninterrupted):
     assert "resum" not in output.lower()  # Lightning warns of loaders that it cannot resume
     assert same(last(tmp_path), last(uninterrupted))
     # One curve: every update once, with the same values.
-    assert curve(tmp_path) == curve(uninterrupted)
+    assert curves(tmp_path) == curves(uninterrupted)
 
 
-def curve(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(directory / "lightning_logs" / "version_0"), size_guidance={"scalars": 0})
-    events.Reload()
-    names = ("train/reward", "train/entropy", "val/T0_accuracy", "val/T2_accuracy", "train/stage")
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    events = read(directory / "lightning_logs" / "version_0")
+    names = ("train/reward", "train/entropy", "train/ent_coef", "train/learning_rate", "train/stage", "train/polishing")
+    names += ("val/T0_accuracy", "val/T1_accuracy")
+    there = [name for name in names if name in events.Tags()["scalars"]]
+    assert len(there) > 6
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in there}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+POLISHING = ["--data.stages=[T0]", "--polish.at=0.01", "--polish.ent_target=0.6", "--polish.step_cost=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        (["--model.algorithm=own.Twice"], 4),
+        (["--model.algorithm=own.Steered"], 4),
+        (["--model.algorithm=PPO", "--model.accumulate=2", "--model.algorithm.ent_target=0.5"], 4),
+        ([*POLISHING, "--polish.anneal=false"], 4),
+        ([*POLISHING, "--polish.batches=25", "--polish.anneal=true", "--model.algorithm=own.Twice"], 7),
+    ],
+    ids=["several updates a batch", "entropy is steered", "PPO in parts", "polishing", "polishing to an end"],
+)
+def test_whatever_a_batch_does_it_ends_the_same(tmp_path, monkeypatch, options, epochs):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    fit = ["fit", *OPTIONS, *options, f"--trainer.max_epochs={epochs}"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for directory in (whole, stopped):
+        directory.mkdir()
+    monkeypatch.chdir(whole)
+    main(fit)
+    monkeypatch.chdir(stopped)
+    with pytest.raises(SystemExit, match="killed"):
+        main([*fit, "--trainer.callbacks=own.Killed"])
+    assert batches_of(last(stopped)) == 21
+    main([*fit, "--ckpt_path=last"])
+    found = curves(stopped)
+    batches = len(found["train/reward"])
+    assert same(last(stopped), last(whole), batches)
+    assert found == curves(whole)
+    # The test does what its name says.
+    steered = len({value for _, value in found["train/ent_coef"]}) > 10
+    assert steered == (options != ["--model.algorithm=own.Twice"])
+    polished = [step for step, value in found["train/polishing"] if value]
+    assert bool(polished) == (POLISHING[0] in options)
+    if epochs == 7:
+        assert batches == 40
+        assert found["train/learning_rate"][-1][1] == pytest.approx(0.003 * 0.02)
+        main([*fit, "--ckpt_path=last"])  # there is nothing left to do
+        assert batches_of(last(stopped)) == batches
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_told_to_stop_it_saves_and_goes_on_later(tmp_path, uninterrupted, number):
     process = start(tmp_path)
     wait_for_step(tmp_path, 14, process)
@@ -125,5 +208,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in output
-    assert f"checkpoint: cannot write {last(tmp_path)} (Is a directory); the one before it is intact" in output
+    written = last(tmp_path).relative_to(tmp_path)
+    assert f"{written} (Is a directory); the one before it is intact" in output
     assert last(tmp_path).read_bytes() == before

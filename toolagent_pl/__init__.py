@@ -3,21 +3,31 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toolagent_pl.machines import CalculatorMachine, TutorialMachine
+    from toolagent_pl.envs import CalculatorEnv, TutorialEnv
     from toolagent_pl.problems import Problems
+    from toolagent_pl.solver import Solver
+    from toolagent_pl.tools import Tool
 
-__all__ = ["CalculatorMachine", "Problems", "TutorialMachine", "__version__"]
-__version__ = "0.1.0"
+__all__ = ["CalculatorEnv", "Problems", "Solver", "Tool", "TutorialEnv", "__version__"]
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
     """Load what is asked for when it is asked for: the command line has things to do before torch is loaded."""
-    if name in ("CalculatorMachine", "TutorialMachine"):
-        from toolagent_pl import machines
+    if name in ("CalculatorEnv", "TutorialEnv"):
+        from toolagent_pl import envs
 
-        return getattr(machines, name)
+        return getattr(envs, name)
     if name == "Problems":
         from toolagent_pl.problems import Problems
 
         return Problems
+    if name == "Solver":
+        from toolagent_pl.solver import Solver
+
+        return Solver
+    if name == "Tool":
+        from toolagent_pl.tools import Tool
+
+        return Tool
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

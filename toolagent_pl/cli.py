@@ -1,4 +1,4 @@
-"""The command line: ``python -m toolagent_pl fit | validate | test | predict``."""
+"""The command line of Lightning: ``python -m toolagent_pl fit | validate | test | predict``."""
 
 import difflib
 import inspect
@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,22 +26,24 @@ from toolagent_pl.callbacks import (
     Checkpoint,
     CurriculumCallback,
     EpochLines,
+    Pictures,
+    Polish,
     PredictionWriter,
     ProgressBar,
     RanksAgree,
-    SampleTrajectories,
+    SampleEpisodes,
     StopOnNonFinite,
     StopWhenSolved,
     Throughput,
 )
 from toolagent_pl.callbacks.agreement import RanksDisagreeError
+from toolagent_pl.callbacks.checkpoint import LAST
 from toolagent_pl.callbacks.finite import NonFiniteError
 from toolagent_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError, guard_restoring, read_header
-from toolagent_pl.configuration import PARSER_MODE, check_groups, check_parts
-from toolagent_pl.learning.algorithms import Algorithm
-from toolagent_pl.machines import Machine
-from toolagent_pl.machines.rewards import Reward
-from toolagent_pl.module import ToolAgent, check_origin
+from toolagent_pl.configuration import PARSER_MODE, allow_own_modules, check_groups, check_parts
+from toolagent_pl.envs import Env
+from toolagent_pl.learning import Algorithm, Reward
+from toolagent_pl.module import ToolAgent, batches_seen, check_origin, result_metrics
 from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.process import keep_freed_memory, threads_for
 from toolagent_pl.ranks import ending_with_parent, wait_for_ranks
@@ -51,15 +54,48 @@ LOG_NAME = "lightning_logs"
 SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters
 USAGE_ERROR = 2
 RANK_IS_GONE = "Connection (closed|reset) by peer"  # what gloo raises on the ranks that are left
+SOLVE_HINT = "python -m toolagent_pl solve EXPRESSION ... answers expressions with a trained agent: solve --help"
 LONGEST_LINE = 1000
+DEFAULT_STAGES = ["T0", "T1", "T2", "E1", "E2", "E3", "E4", "E5"]
+DEFAULT_CURRICULUM = ["E1", ["E2", "T0"], ["E3", "T1"], ["E4", "T2"], "E5"]
+DEFAULT_ENT_TARGETS = [1.0, 1.0, 0.7, 0.7, 0.7]
 MOST_OF = {"devices": 1024, "num_nodes": 65536}  # Lightning makes lists of them before anything can be checked
-GROUPS = ("trainer", "model", "data", "curriculum", "checkpoint", "samples", "predictions")
+SHOW_TRACEBACK = "TOOLAGENT_TRACEBACK"  # environment variable: 1 to see where an error comes from
+REPLACED = {  # options of the trainer that Lightning cannot do here, what leaves them alone, and what does it instead
+    "gradient_clip_val": (None, "model.max_grad_norm"),
+    "gradient_clip_algorithm": (None, "model.max_grad_norm"),
+    "accumulate_grad_batches": (1, "model.accumulate"),
+}
+GROUPS = (
+    "trainer",
+    "model",
+    "data",
+    "curriculum",
+    "polish",
+    "solved",
+    "checkpoint",
+    "samples",
+    "pictures",
+    "predictions",
+)
 
 
 def one_line(message: str) -> str:
     """The telling part of an error message of several lines, with the option first, and of bounded length."""
     line = "".join(character if character.isprintable() else "?" for character in _telling_part(message))
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 3]}..."
+
+
+def show_traceback(error: BaseException | None) -> None:
+    """Print where an error comes from, if that is asked for."""
+    if error is not None and os.environ.get(SHOW_TRACEBACK) == "1":
+        traceback.print_exception(error)
+
+
+def stop(error: BaseException) -> NoReturn:
+    """Print an error in one line and exit with code 1."""
+    show_traceback(error)
+    sys.exit(f"error: {one_line(str(error))}")
 
 
 def _telling_part(message: str) -> str:
@@ -72,11 +108,14 @@ def _telling_part(message: str) -> str:
     if own := re.findall(r"^[\s-]*([\w./+, ]+: got .*)$", message, re.MULTILINE):
         return own[-1]
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("NoneType", "null")
+    message = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda found: found[1].replace("'", ""), message)
     key = re.search(r'[Kk]ey "([^"]+)":?', message)
     if key is None:
         return " ".join(message.split())
+    rest = message[key.end() :]
     option = key[1].replace(".init_args", "")
-    value = re.search(r"(?:Given|Got) value: (.*)", message)
+    option, message = _innermost(option, rest) or (option, message)
+    value = re.search(r"(?:Given value|Got value|import path string): (.*?)(?:\. Got value: .*)?(?:\n|$)", message)
     # What is said about paths is about files too, and about each kind in turn.
     of_paths = ("path but", "'", "dot import path", "import path", "function or", "Dict must")
     kinds = dict.fromkeys(re.findall(r"Expected (?:an? )?([^.\n]*)", message))
@@ -88,16 +127,28 @@ def _telling_part(message: str) -> str:
     elif bases:
         expected.append(f"the dotted path of a class derived from {' or '.join(bases)}")
     if value is None or not expected:
-        return f"{option}: {' '.join(message[key.end() :].split())}"
+        return f"{option}: {' '.join(rest.split())}"
     if nested := re.match(r"NestedArg\(key='(\w+)', val='(.*)'\)", value[1]):
-        return f"{option}.{nested[1]}: got {nested[2]}, expected the class to be named too, as in --{option}=Adam"
+        example = _descendants(_PARTS[option])[0].__name__ if option.startswith("model.") else "Adam"
+        return f"{option}.{nested[1]}: got {nested[2]}, expected an option of a class, named as in --{option}={example}"
     got = re.sub(r"^Namespace\(class_path='([^']*)'.*", r"\1", value[1])
     return f"{option}: got {got}, expected {' or '.join(expected)}"
 
 
+def _innermost(option: str, message: str) -> tuple[str, str] | None:
+    """The option of a class that an error is about, if it is, and what is said about that alone."""
+    if inner := re.search(r'Parser key "(\w+)":\s*(.*)', message, re.DOTALL):
+        end = (
+            r"Given value: [^\n]*" if inner[2].startswith("Does not validate") else r"Got value: [^\n]*?(?=\. Got|\n|$)"
+        )
+        if about := re.match(f"(?s).*?{end}", inner[2]):
+            return f"{option}.{inner[1]}", about[0]
+    return None
+
+
 _PARTS: dict[str, type] = {
     "model.agent": Agent,
-    "model.machine": Machine,
+    "model.env": Env,
     "model.reward": Reward,
     "model.algorithm": Algorithm,
     "optimizer": torch.optim.Optimizer,
@@ -117,7 +168,8 @@ class ArgumentParser(LightningArgumentParser):
     """Says in one line what is wrong, instead of printing all options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, parser_mode=kwargs.pop("parser_mode", PARSER_MODE), **kwargs)
+        kwargs = {"parser_mode": PARSER_MODE, "allow_abbrev": False, **kwargs}
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the line and exit with code 2."""
@@ -130,6 +182,7 @@ class ArgumentParser(LightningArgumentParser):
             near = difflib.get_close_matches(unknown, options, n=2, cutoff=0.7)
             hint = f", did you mean --{' or --'.join(near)}?" if near else "; --help lists all of them"
             message = f"unknown option --{unknown}{hint}"
+        show_traceback(ex)
         self.exit(USAGE_ERROR, f"error: {one_line(message)}\n")
 
 
@@ -157,10 +210,19 @@ class NoProfiler(PassThroughProfiler):
 
 
 class LogConfig(SaveConfigCallback):
-    """Saves the configuration of a run as a file, and among TensorBoard's hyper-parameters."""
+    """Saves the configuration of a run as a file in its directory, and among TensorBoard's hyper-parameters.
+
+    Attributes:
+        folder: Directory of the run. Without a logger Lightning would write into the working directory, over what is
+            there.
+    """
+
+    folder: Path
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand it to the loggers."""
+        """Write it, and hand it to the loggers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, self.folder / self.config_filename, skip_none=False, overwrite=True)
         flat = {
             key: value if isinstance(value, int | float | str) else str(value)
             for key, value in vars(self.config.clone().as_flat()).items()
@@ -197,25 +259,43 @@ class ToolAgentCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that have options, and tie together what must agree."""
         parser.add_lightning_class_args(CurriculumCallback, "curriculum")
+        parser.add_lightning_class_args(Polish, "polish")
+        parser.add_lightning_class_args(StopWhenSolved, "solved")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.add_lightning_class_args(SampleTrajectories, "samples")
+        parser.add_lightning_class_args(SampleEpisodes, "samples")
+        parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
-        parser.link_arguments("data.stages", "model.stages")
+        for option in ("stages", "unseen", "tools"):
+            parser.link_arguments(f"data.{option}", f"model.{option}")
         parser.link_arguments("seed_everything", "data.seed", int)
         parser.link_arguments("seed_everything", "model.seed", int)
         parser.set_defaults(
             {
-                "model.machine": {"class_path": "CalculatorMachine", "init_args": {"max_steps": 12}},
+                "model.agent": {"class_path": "Reader"},
+                "model.env": {"class_path": "CalculatorEnv", "init_args": {"max_steps": "auto"}},
                 "model.reward": {"class_path": "OutcomeReward"},
-                "model.algorithm": {"class_path": "A2C"},
-                "curriculum.advance_at": 0.99,
-                "curriculum.review": 0.05,
+                "model.algorithm": {"class_path": "PPO", "init_args": {"ent_target": 1.0}},
+                "model.betas": (0.9, 0.98),
+                "data.stages": DEFAULT_STAGES,
+                "data.unseen": ["E6", "E8", "E10", "E12"],
+                "data.batch_size": 1024,
+                "data.val_problems": 256,
+                "curriculum.stages": DEFAULT_CURRICULUM,
+                "curriculum.advance_at": 0.9,
+                "curriculum.review": 0.4,
+                "curriculum.ent_targets": DEFAULT_ENT_TARGETS,
+                "polish.at": 0.95,
+                "polish.batches": 250,
+                "polish.ent_target": 0.4,
+                "polish.step_cost": 0.02,
+                "solved.accuracy": None,
             }
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look at the checkpoint before anything is built."""
         try:
+            allow_own_modules(sys.argv[1:] if args is None else args)
             super().parse_arguments(parser, args)
             options = self.config[self.config.subcommand]
             for path in filter(None, options.config or []):  # None is one that was written on the command line
@@ -225,9 +305,19 @@ class ToolAgentCLI(LightningCLI):
             if re.match(r"[\w.]+: got ", str(error)):
                 parser.error(str(error), error)
             parser.error(f"config: cannot be read ({type(error).__name__}: {error})", error)
+        if list(options.data.stages) != DEFAULT_STAGES and options.curriculum.stages == DEFAULT_CURRICULUM:
+            # It is one for other stages: these are trained on in their order.
+            options.curriculum.stages = None
+            if options.curriculum.ent_targets == DEFAULT_ENT_TARGETS:
+                options.curriculum.ent_targets = None
         seed = options.seed_everything
         if not 0 <= seed < 2**32:
             parser.error(f"seed_everything: got {seed}, expected a number from 0 to {2**32 - 1}")
+        for option, (default, other) in REPLACED.items():
+            if (value := options.trainer[option]) != default:
+                parser.error(f"trainer.{option}: got {value}, expected {other} in its place")
+        if options.get("lr_scheduler") and not options.optimizer:
+            parser.error(f"lr_scheduler: got {options.lr_scheduler.class_path}, expected --optimizer beside it")
         for option, most in MOST_OF.items():
             if str(count := options.trainer[option]).isdigit() and int(count) > most:
                 parser.error(f"trainer.{option}: got {count}, expected at most {most}")
@@ -238,6 +328,7 @@ class ToolAgentCLI(LightningCLI):
         if options.ckpt_path in ("last", "auto"):
             options.ckpt_path = self._last_checkpoint(options)
         if options.ckpt_path:
+            options.ckpt_path = os.path.expanduser(options.ckpt_path)
             self._check_checkpoint(options.ckpt_path)
         elif self.config.subcommand != "fit":
             parser.error("ckpt_path: got none, expected the path of a checkpoint, or last")
@@ -247,9 +338,9 @@ class ToolAgentCLI(LightningCLI):
 
         Each rank looks for itself. No rank trains, and so none saves, before all of them have looked.
         """
-        root, pattern = Path(options.trainer.default_root_dir or ".") / LOG_NAME, "version_*/checkpoints/last.ckpt"
+        root, pattern = _runs(options), f"version_*/checkpoints/{LAST}"
         if options.checkpoint.dirpath:
-            root, pattern = Path(options.checkpoint.dirpath), "last.ckpt"
+            root, pattern = Path(options.checkpoint.dirpath).expanduser(), LAST
         found = sorted(root.glob(pattern), key=lambda path: path.stat().st_mtime)
         if not found and (options.ckpt_path == "last" or self.config.subcommand != "fit"):
             expected = pattern.removeprefix("version_*/")
@@ -281,17 +372,18 @@ class ToolAgentCLI(LightningCLI):
         self.started = Started()
         own = options.callbacks or []
         own = own if isinstance(own, list) else [own]
-        self.solved = StopWhenSolved()
-        callbacks = [*own, StopOnNonFinite(), RanksAgree(), self.started, self.solved]
+        callbacks = [*own, StopOnNonFinite(), RanksAgree(), self.started]
         if self.subcommand == "fit":
             callbacks.append(Throughput())
         if options.enable_progress_bar is not False:
             terminal = sys.stderr.isatty()
             callbacks.append(ProgressBar() if terminal else EpochLines())
             kwargs["enable_progress_bar"] = terminal
+        if options.default_root_dir is not None:
+            kwargs["default_root_dir"] = os.fspath(Path(options.default_root_dir).expanduser())
+        run = self._run_directory()
         if options.logger in (None, True):
-            root = options.default_root_dir or Path.cwd()
-            kwargs["logger"] = self._logger(Path(root))
+            kwargs["logger"] = self._logger(run)
         if options.accelerator == "auto" and not torch.cuda.is_available():
             kwargs["accelerator"] = "cpu"  # Lightning would take an Apple GPU, which has no numbers of 64 bits
         if options.profiler is None:
@@ -299,18 +391,38 @@ class ToolAgentCLI(LightningCLI):
         plugins = options.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoint):
+                callback.dirpath = callback.dirpath or run / "checkpoints"
+            elif isinstance(callback, LogConfig):
+                callback.folder = run
+            elif isinstance(callback, StopWhenSolved):
+                self.solved = callback
+        return trainer
 
-    def _logger(self, root: Path) -> TensorBoardLogger:
-        """A new log directory, or that of the run to go on with."""
-        resumed = Path(self.config_init[self.subcommand].ckpt_path or "")
-        if self.subcommand == "fit" and resumed.parent.parent.parent.resolve() == (root / LOG_NAME).resolve():
-            step = self.checkpoint["global_step"]
-            # What was logged after the checkpoint is logged again: TensorBoard drops the old points.
-            return TensorBoardLogger(
-                root, LOG_NAME, version=resumed.parent.parent.name, default_hp_metric=False, purge_step=step
-            )
-        return TensorBoardLogger(root, LOG_NAME, default_hp_metric=False)
+    def _run_directory(self) -> Path:
+        """``lightning_logs/version_N`` below the root directory, whatever the logger.
+
+        It is that of the run to go on with, or the next that is not there.
+        """
+        options = self.config_init[self.subcommand]
+        root, path = _runs(options), Path(options.ckpt_path or "").resolve()
+        if options.ckpt_path and self.subcommand == "fit" and path.parent.parent.parent == root.resolve():
+            return root / path.parent.parent.name
+        taken = [int(path.name[8:]) for path in root.glob("version_*") if path.name[8:].isdigit()]
+        return root / f"version_{max(taken, default=-1) + 1}"
+
+    def _logger(self, run: Path) -> TensorBoardLogger:
+        """Curves in the directory of the run.
+
+        What was logged after a checkpoint is logged again on going on from it: TensorBoard drops the old points.
+        """
+        resumed = self.subcommand == "fit" and run.is_dir()
+        step = batches_seen(self.checkpoint) if resumed else None
+        return TensorBoardLogger(
+            run.parent.parent, run.parent.name, version=run.name, default_hp_metric=False, purge_step=step
+        )
 
     def _run_subcommand(self, subcommand: str) -> None:
         data = self.datamodule
@@ -320,7 +432,8 @@ class ToolAgentCLI(LightningCLI):
             data.check_split(self.trainer.world_size)
             guard_restoring(self.trainer)
             if subcommand == "fit":
-                self._get(self.config_init, "curriculum").check_ladder(data.ladder.names)
+                self._get(self.config_init, "curriculum").check_stages(data.stages.names)
+                self._check_dirpath()
             check_restarts()
             meet_again(self.trainer.strategy)
             batch = data.batch_size // self.trainer.world_size if subcommand == "fit" else data.eval_batch_size
@@ -328,11 +441,17 @@ class ToolAgentCLI(LightningCLI):
                 super()._run_subcommand(subcommand)
             failed = False
         except (NonFiniteError, CheckpointError) as error:
-            sys.exit(f"error: {one_line(str(error))}")
+            stop(error)
         except RanksDisagreeError as error:  # all ranks know it: one of them says it
-            sys.exit(f"error: {one_line(str(error))}" if self.trainer.is_global_zero else 1)
+            if not self.trainer.is_global_zero:
+                sys.exit(1)
+            stop(error)
+        except TypeError as error:
+            if not re.match(r"\w+\.\w+: got ", str(error)):  # what a class of one's own returned
+                raise
+            stop(error)
         except (ValueError, MisconfigurationException) as error:
-            if self.started.started:
+            if self.started.started and not re.match(r"[\w.]+: got ", str(error)):
                 raise
             self.parser.error(str(error), error)
         except RuntimeError as error:
@@ -346,29 +465,49 @@ class ToolAgentCLI(LightningCLI):
             gone = re.search(RANK_IS_GONE, str(error))
             if self.trainer.world_size == 1 or gone is None:
                 raise
-            step = self.trainer.global_step
+            step = self.model.batches_seen
             sys.exit(f"error: step {step}: another rank is gone ({gone[0]}); its own output tells why")
         finally:
             launcher = self.trainer.strategy.launcher
             if isinstance(launcher, _SubprocessScriptLauncher):
                 wait_for_ranks(launcher.procs, failed)
 
+    def _check_dirpath(self) -> None:
+        """Refuse to begin a run where another one keeps its checkpoint.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        options = self.config_init[self.subcommand]
+        folder = options.checkpoint.dirpath
+        if folder and not options.ckpt_path and (Path(folder).expanduser() / LAST).exists():
+            raise ValueError(
+                f"checkpoint.dirpath: got {folder}, where another run has its {LAST}; expected another folder, or "
+                "--ckpt_path=last to go on with that run"
+            )
+
     def after_fit(self) -> None:
-        """Print what comes out of a test on all problems, made here if it was not made to end the run."""
+        """Print what comes out of the test, made here if it was not made to end the run."""
         if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        proven = self.solved.results or {}
-        if not proven:
+        results = self.solved.results
+        logged = result_metrics("test", results)
+        if not results:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)  # logs its results itself
-        results = proven or self.trainer.callback_metrics
-        stages = self.model.ladder.stages
-        right = sum(float(results[f"test/{stage.name}_accuracy"]) * stage.size for stage in stages)
-        logged = {name: float(value) for name, value in proven.items()}
-        logged[SOLVED] = right / sum(stage.size for stage in stages)
+            results, logged = self.model.test_results, {}
+        trained = self.model.stages.names[: self.model.trained_stages]
+        right = sum(one.correct for one in results if one.name in trained)
+        tried = sum(one.tried for one in results if one.name in trained)
+        logged[SOLVED] = right / tried if tried else 0.0
         for logger in self.trainer.loggers:
-            logger.log_metrics(logged, self.trainer.global_step)
+            logger.log_metrics(logged, self.model.batches_seen)
         if self.trainer.is_global_zero:
             print_report(self.model, results)
+
+
+def _runs(options: Namespace) -> Path:
+    """Where all runs are."""
+    return Path(options.trainer.default_root_dir or ".").expanduser() / LOG_NAME
 
 
 def main(args: list[str] | None = None) -> None:
@@ -387,14 +526,14 @@ def main(args: list[str] | None = None) -> None:
     with ending_with_parent():
         ToolAgentCLI(
             args,
+            parser_kwargs={"epilog": SOLVE_HINT},
             save_config_callback=LogConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             parser_class=ArgumentParser,
             trainer_defaults={
                 "max_epochs": 300,
                 "log_every_n_steps": 10,
-                "gradient_clip_val": 1.0,
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
             },

@@ -1,13 +1,17 @@
 """Configurations that come from anyone: read within bounds, and naming nothing but classes that a run is made of."""
 
+import ast
 import os
 import pkgutil
+import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace, get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import Accelerator
@@ -16,9 +20,9 @@ from lightning.pytorch.plugins import LayerSync, Precision
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 
-from toolagent_pl.learning.algorithms import Algorithm
-from toolagent_pl.machines import Machine
-from toolagent_pl.machines.rewards import Reward
+from toolagent_pl.envs import Env
+from toolagent_pl.learning import Algorithm, Reward
+from toolagent_pl.problems import Stage
 
 PARSER_MODE = "bounded_yaml"
 MAX_CHARACTERS = 1_000_000
@@ -27,7 +31,7 @@ MAX_VALUES = 100_000
 MAX_LENGTH = 2000  # of one value; a number of so many digits can still be written in a message
 PARTS: tuple[type, ...] = (
     torch.nn.Module,  # agents are modules, and are made of modules
-    Machine, Reward, Algorithm, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
+    Env, Reward, Algorithm, Stage, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
     Callback, Logger, Profiler, Strategy, Accelerator, Precision, CheckpointIO, ClusterEnvironment, LayerSync,
 )  # fmt: skip
 
@@ -48,6 +52,54 @@ def load_yaml(text: str) -> Any:
 
 
 set_loader(PARSER_MODE, load_yaml, (yaml.YAMLError,))
+
+
+ALLOWED = ["toolagent_pl", "torch.optim", "torch.nn", "lightning"]
+set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED)
+
+
+def allow_own_modules(words: Sequence[str]) -> None:
+    """Allow the import of modules of one's own that the command line or its configuration files name.
+
+    To look whether what they hold will do, they must be imported, which runs them. So they are read first: what is
+    named must be made there, as a class that derives from something, or as a tool.
+
+    Args:
+        words: Of the command line.
+    """
+    texts = list(words)
+    for word in words:
+        path = Path(word.partition("=")[2] or word)
+        if path.suffix in (".yaml", ".yml") and path.is_file() and path.stat().st_size <= MAX_CHARACTERS:
+            texts.append(path.read_text(encoding="utf-8", errors="replace"))
+    named = {tuple(match.split(".")) for text in texts for match in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", text)}
+    own = {
+        ".".join(parts[:-1])
+        for parts in named
+        if parts[0] not in ("toolagent_pl", "torch", "lightning") and _is_made(parts)
+    }
+    if own:
+        set_parsing_settings(import_path_allowlist=[*ALLOWED, *sorted(own)])
+
+
+def _is_made(parts: Sequence[str]) -> bool:
+    """Whether a file on the path makes what a dotted path names."""
+    *module, name = parts
+    folders = [Path(folder or ".", *module) for folder in sys.path]
+    for file in (file for folder in folders for file in (folder / "__init__.py", folder.with_suffix(".py"))):
+        if not file.is_file() or file.stat().st_size > MAX_CHARACTERS:
+            continue
+        try:
+            body = ast.parse(file.read_text(encoding="utf-8")).body
+        except (SyntaxError, ValueError):
+            return True  # it will be imported, and its error shown
+        classes = [node for node in body if isinstance(node, ast.ClassDef) and node.bases]
+        targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+        targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+        aliases = [alias for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
+        found = [node.name for node in classes] + [target.id for target in targets if isinstance(target, ast.Name)]
+        return name in found + [alias.asname or alias.name for alias in aliases]
+    return False
 
 
 def _check_bounds(text: str) -> None:

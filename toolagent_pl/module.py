@@ -1,28 +1,29 @@
-"""The LightningModule: an agent, the machine it acts on, the reward, and the algorithm that it learns by."""
+"""The LightningModule: an agent, the environment it acts in, the reward, and the algorithm that it learns by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from toolagent_pl.agents import ActorCritic, Agent
-from toolagent_pl.curves import add_points
-from toolagent_pl.learning.algorithms import A2C, Algorithm
-from toolagent_pl.learning.losses import LossTerms
-from toolagent_pl.learning.rollout import MAX_HORIZON, Rollout, rollout
-from toolagent_pl.machines import CalculatorMachine, Machine, Outcome
-from toolagent_pl.machines.rewards import OutcomeReward, Reward
-from toolagent_pl.metrics import StageMean
-from toolagent_pl.problems import Ladder, Problems
-from toolagent_pl.tokens import Token
+from toolagent_pl.agents import Agent, BlindAgent, Evaluation, Rollout
+from toolagent_pl.envs import CalculatorEnv, Env, EnvSpec, Outcome
+from toolagent_pl.envs.env import check_returned
+from toolagent_pl.learning import A2C, Advantages, Algorithm, LossTerms, OutcomeReward, Reward
+from toolagent_pl.learning.rollout import check_evaluation, collect, collect_and_evaluate
+from toolagent_pl.metrics import StageSums, log_metrics
+from toolagent_pl.problems import Problems, Stage, Stages
+from toolagent_pl.randomness import Purpose, random_bits
+from toolagent_pl.tools import find_tools
 
 CHECKPOINT_KEY = "toolagent_pl"
 LEAST_FOR_COMPILING = "2.11"  # versions before it cannot follow properties of named tuples
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
+ENT_COEF_RATE = 1.02  # factor by which the entropy's weight moves in an update, where it is steered
+ENT_COEF_RANGE = (1e-4, 0.22)
 
 
 def check_origin(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -41,18 +42,63 @@ def check_origin(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return header
 
 
-class Step(NamedTuple):
-    """What comes out of the forward half of an update. Scalars on the device.
+def batches_seen(checkpoint: dict[str, Any]) -> int:
+    """The cursor of the run that a checkpoint is of.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    batches = check_origin(checkpoint).get("batches_seen")
+    if type(batches) is not int or not 0 <= batches < 2**53:
+        raise ValueError(f"ckpt_path: got batches_seen {batches!r} in the checkpoint, expected a number of batches")
+    return batches
+
+
+class StageResult(NamedTuple):
+    """What the greedy agent achieved on the problems of a stage.
+
+    Attributes:
+        name: Of the stage.
+        tried: How many problems.
+        correct: How many of them were answered correctly.
+        plan_length: Actions taken over those of the textbook's plan, in problems answered correctly; not a number
+            where there are none.
+        reward: Mean reward.
+    """
+
+    name: str
+    tried: int
+    correct: int
+    plan_length: float
+    reward: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct answers; not a number where no problem was tried."""
+        return self.correct / self.tried if self.tried else float("nan")
+
+
+class Update(NamedTuple):
+    """The forward half of an update. Scalars on the device.
 
     Attributes:
         loss: With gradient.
         actions: int64, how many actions the episodes took.
-        points: Of the curves; none where they were not asked for.
+        entropy: Mean over steps and ranks.
+        metrics: Of the curves; none where they were not asked for.
     """
 
     loss: Tensor
     actions: Tensor
-    points: dict[str, Tensor]
+    entropy: Tensor
+    metrics: dict[str, Tensor]
+
+
+def _added(terms: Sequence[LossTerms]) -> LossTerms:
+    """The sums over several parts, without gradients."""
+    policy, value, entropy = (torch.stack([t[i].detach() for t in terms]).sum() for i in range(3))  # type: ignore[union-attr]
+    metrics = {name: torch.stack([t.metrics[name].detach() for t in terms]).sum() for name in terms[0].metrics}
+    return LossTerms(policy, value, entropy, metrics)
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -64,123 +110,318 @@ class ToolAgent(LightningModule):
     """Learns to call tools by reinforcement.
 
     Args:
-        stages: Names of the stages, easiest first; with the command line, those of the data.
-        agent: Makes the agent from the number of stages.
-        machine: Executes the tools. Its step limit is the length of a rollout.
+        stages: The stages, easiest first; with the command line, those of the data.
+        unseen: Stages to be tested on, and never trained on; those of the data, too.
+        tools: What expressions are made of: MUL, ADD, SUB, or paths of tools of your own; those of the data, too.
+        agent: Makes the agent for a task.
+        env: Executes the tools.
         reward: What episodes pay.
         algorithm: What is learned from them.
         learning_rate: Of Adam. The command line's ``--optimizer`` and ``--lr_scheduler`` replace Adam.
+        betas: Of Adam.
+        max_grad_norm: Norm that gradients are clipped to; null for no clipping.
+        accumulate: Parts that a minibatch is evaluated in, one after the other, to save memory. The gradient is that of
+            the whole.
         seed: Seed of the action noise.
-        compile_step: Compile rollout, loss and gradient with ``torch.compile``, on a GPU into CUDA graphs. It takes a
+        compile_step: Compile rollout and loss with ``torch.compile``, on a GPU into CUDA graphs. It takes a
             minute or two to begin with, and pays where a GPU waits for its kernels to be started.
 
+    Attributes:
+        batches_seen: Training batches so far, the run's cursor: the problems that come next follow from it.
+        ent_coef: Weight of the entropy bonus now.
+        ent_target: Entropy that it is steered to now; None for a fixed weight.
+        step_cost: What each step costs now.
+
     Raises:
-        ValueError: If the parts do not fit together, for example a step limit that no program of a stage
+        ValueError: If the parts do not fit together, for example a step limit that no plan of a stage
             fits into, or PyTorch is too old for ``compile_step``.
     """
 
     def __init__(
         self,
-        stages: Sequence[str] = ("T0", "T1", "T2"),
-        agent: Callable[[int], Agent] = ActorCritic,
-        machine: Machine | None = None,
+        stages: Sequence[str | Stage] = ("T0", "T1", "T2"),
+        unseen: Sequence[str | Stage] = (),
+        tools: Sequence[str] = ("MUL", "ADD", "SUB"),
+        agent: Callable[[EnvSpec], Agent] = BlindAgent,
+        env: Env | None = None,
         reward: Reward | None = None,
         algorithm: Algorithm | None = None,
         learning_rate: float = 3e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        max_grad_norm: float | None = 1.0,
+        accumulate: int = 1,
         seed: int = 0,
         compile_step: bool = False,
     ) -> None:
         super().__init__()
-        self.ladder = Ladder(stages)
-        self.agent = agent(len(self.ladder))
-        self.machine: Machine = machine or CalculatorMachine(max_steps=12)
+        self.automatic_optimization = False
+        self.stages = Stages([*stages, *unseen], find_tools(tools))
+        self.trained_stages = len(stages)
+        self.env: Env = (env or CalculatorEnv(max_steps=12, feedback="none")).with_tools(self.stages.vocabulary.tools)
+        self.agent = agent(self.env.spec(self.trained_stages))
         self.reward = reward or OutcomeReward()
         self.algorithm = algorithm or A2C()
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"model.learning_rate: got {learning_rate}, expected a number of more than 0")
-        self.learning_rate, self.seed, self.compile_step = learning_rate, seed, compile_step
-        if compile_step and torch.__version__ < LEAST_FOR_COMPILING:
-            here, least = torch.__version__, LEAST_FOR_COMPILING
-            raise ValueError(f"model.compile_step: got true with PyTorch {here}, expected {least} or newer")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"model.betas: got {list(betas)}, expected two numbers of at least 0 and less than 1")
+        if max_grad_norm is not None and not 0 < max_grad_norm < float("inf"):
+            raise ValueError(f"model.max_grad_norm: got {max_grad_norm}, expected a number of more than 0, or null")
+        if accumulate < 1:
+            raise ValueError(f"model.accumulate: got {accumulate}, expected at least 1")
+        self.betas = betas
+        self.learning_rate, self.max_grad_norm, self.accumulate = learning_rate, max_grad_norm, accumulate
+        self.seed, self.compile_step = seed, compile_step
         self._check()
-        self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last update
-        self._tools = [f"tools/{Token(token)}" for token in self.agent.actions.tolist()]
-        self._compiled: dict[str, Callable[..., Step]] = {}  # by mode
-        self._gradient_norm: Tensor | None = None  # of the update under way
-        self._points: dict[str, Tensor] = {}  # of the curves, from the last update that is to be logged
-        self.accuracy = StageMean(len(self.ladder))
-        self.mean_reward = StageMean(len(self.ladder))
+        self.batches_seen = 0
+        self.ent_coef = torch.tensor(self.algorithm.ent_coef, dtype=torch.float64)
+        self.ent_target, self.step_cost = self.algorithm.ent_target, 0.0
+        self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last batch
+        self._gradient_norm: Tensor | None = None  # of the update under way, before clipping
+        self._tools = [f"tools/{self.env.vocabulary.name(token)}" for token in self.agent.actions.tolist()]
+        self._compiled: Callable[..., Update] | None = None
+        self.test_results: list[StageResult] = []
+        self.sums = StageSums(len(self.stages), ("tried", "correct", "steps", "textbook"), ("reward",))
 
     def _check(self) -> None:
         """Refuse parts that cannot lead to a right run."""
-        self.machine.check_ladder(self.ladder.stages)
-        self.reward.check_machine(self.machine)
-        limit = self.machine.max_steps
-        self.horizon = limit or MAX_HORIZON
-        if limit is None or limit > MAX_HORIZON:
-            raise ValueError(f"model.machine.max_steps: got {limit}, expected a number up to {MAX_HORIZON}")
-        allowed = {Token(token) for token in self.agent.actions.tolist()}
-        for stage in self.ladder.stages:
-            program = self.machine.shortest_program(stage)
-            written = " ".join(map(str, program))
-            if len(program) > limit:
-                raise ValueError(
-                    f"model.machine.max_steps: got {limit}, expected at least {len(program)}, "
-                    f"the length of the shortest program of {stage.name} ({written})"
-                )
-            if missing := sorted(set(program) - allowed):
-                raise ValueError(
-                    f"model.agent.actions: got no {', '.join(map(str, missing))}, "
-                    f"expected all of {written}, the shortest program of {stage.name}"
-                )
+        self.env.check(self.stages, self.agent.actions.tolist())
+        self.reward.check_env(self.env)
+        if self.agent.told_stage and self.trained_stages < len(self.stages):
+            unseen = list(self.stages.names[self.trained_stages :])
+            raise ValueError(f"data.unseen: got {unseen}, expected none for an agent that is told the stage")
+        if self.algorithm.needs_value and not self.agent.has_critic:
+            algorithm, agent = type(self.algorithm).__name__, type(self.agent).__name__
+            raise ValueError(f"model.algorithm: got {algorithm} with {agent}, expected an agent with a critic")
+        if self.compile_step:
+            here, least = torch.__version__, LEAST_FOR_COMPILING
+            if here < least:
+                raise ValueError(f"model.compile_step: got true with PyTorch {here}, expected {least} or newer")
+            if not self._single_pass:
+                raise ValueError("model.compile_step: got true, expected false with several epochs or minibatches")
+
+    @property
+    def _single_pass(self) -> bool:
+        """Whether a batch is learned from once, as a whole."""
+        return self.algorithm.epochs == self.algorithm.minibatches == self.accumulate == 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, all weights in one kernel."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
-        # Gradients that are clipped are unscaled before; Lightning refuses to clip with an optimizer that says
-        # that it unscales them itself, in every mixed precision.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        return optimizer
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate, betas=self.betas, fused=True)
 
-    def training_step(self, problems: Problems, batch_idx: int) -> Tensor:
-        """Roll out, score, and return the loss."""
-        self._gradient_norm = None
-        if self.compile_step:
-            # Points cost next to nothing here, and a second variant of the step without them would take as long again.
-            step = self._compiled_for(problems)(problems, with_points=True)
+    def training_step(self, problems: Problems, batch_idx: int) -> None:
+        """Let the agent act, and learn from what it did: one update or several."""
+        logging = self.is_logging_batch()
+        if self._single_pass:
+            learn = self._compiled_learn(problems) if self.compile_step else self.learn
+            # With a compiled step, metrics cost next to nothing, and a second variant would take as long to compile.
+            update = learn(problems, self.ent_coef, with_metrics=logging or self.compile_step)
+            self._optimize([update.loss])
+            self._steer(update.entropy)
         else:
-            step = self.learn(problems, with_points=self._is_logging_step())
-        self.actions_taken, self._points = step.actions, step.points
-        return step.loss
+            update = self._learn_in_parts(problems, logging)
+        self.actions_taken = update.actions
+        if logging:
+            self._log_update(update.metrics)
+        self.batches_seen += 1
 
-    def _compiled_for(self, problems: Problems) -> Callable[..., Step]:
+    def is_logging_batch(self) -> bool:
+        """Whether metrics are logged in this batch."""
+        return (self.batches_seen + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def learn(self, problems: Problems, ent_coef: Tensor, with_metrics: bool = False) -> Update:
+        """Let the agent act, and compute the loss of what it did as a whole."""
+        options: dict[str, Any] = {
+            "samples_per_problem": self.algorithm.samples_per_problem,
+            "seed": self.seed,
+            "continue_after_done": self.algorithm.continue_after_done,
+        }
+        if type(self.agent).forward is Agent.forward:
+            # It would decode each step again, to the same numbers: what was recorded while acting will do.
+            rollout, evaluation = collect_and_evaluate(self.agent, self.env, problems, **options)
+        else:
+            rollout = collect(self.agent, self.env, problems, **options)
+            evaluation = self.evaluate_actions(rollout)
+        rewards = self.rewards(rollout)
+        terms = self.algorithm.loss(evaluation, rollout, self._advantages(rollout, rewards))
+        count = self._mean_over_ranks(self._count(rollout))
+        entropy = self._mean_over_ranks(terms.entropy.detach().float()) / count
+        metrics = self._training_metrics(rollout, rewards, terms, count) if with_metrics else {}
+        return Update(self._total(terms, ent_coef) / count, rollout.outcome.steps.sum(), entropy, metrics)
+
+    def _learn_in_parts(self, problems: Problems, logging: bool) -> Update:
+        """Several updates from one rollout, or one whose gradient is accumulated."""
+        algorithm = self.algorithm
+        rollout = collect(
+            self.agent,
+            self.env,
+            problems,
+            samples_per_problem=algorithm.samples_per_problem,
+            seed=self.seed,
+            continue_after_done=algorithm.continue_after_done,
+        )
+        rewards = self.rewards(rollout)
+        advantages = self._advantages(rollout, rewards)
+        sums: list[LossTerms] = []
+        counts = []
+        for epoch in range(algorithm.epochs):
+            for rows in self._minibatches(rollout, epoch):
+                chosen = rollout.select(rows)
+                count = self._mean_over_ranks(self._count(chosen))
+                counts.append(count)
+                losses = self._losses(chosen, Advantages(*(x.index_select(1, rows) for x in advantages)), count, sums)
+                self._optimize(losses)
+                self._steer(self._mean_over_ranks(sums[-1].entropy.float()) / count)
+                if algorithm.target_kl is not None:
+                    moved = self._mean_over_ranks(sums[-1].metrics["approx_kl"]) / count
+                    if float(moved) > algorithm.target_kl:
+                        break
+            else:
+                continue
+            break
+        count = torch.stack(counts).sum()
+        terms = _added(sums)
+        entropy = self._mean_over_ranks(terms.entropy.float()) / count
+        metrics = self._training_metrics(rollout, rewards, terms, count) if logging else {}
+        return Update(terms.policy, rollout.outcome.steps.sum(), entropy, metrics)
+
+    def _losses(
+        self, rollout: Rollout, advantages: Advantages, count: Tensor, sums: list[LossTerms]
+    ) -> Iterator[Tensor]:
+        """Losses of the parts of a minibatch; their terms are appended to ``sums``, as those of the whole."""
+        parts = []
+        for rows in torch.arange(len(rollout.idle), device=count.device).chunk(self.accumulate):
+            part = rollout if self.accumulate == 1 else rollout.select(rows)
+            learned = Advantages(*(x[:, rows] for x in advantages))
+            terms = self.algorithm.loss(self.evaluate_actions(part), part, learned)
+            yield self._total(terms, self.ent_coef) / count
+            parts.append(terms)
+        sums.append(_added(parts))
+
+    def evaluate_actions(self, rollout: Rollout) -> Evaluation:
+        """What the agent thinks of the actions of a rollout now, checked."""
+        if self.algorithm.continue_after_done:
+            rollout = rollout._replace(mask=torch.ones_like(rollout.mask))
+        evaluation = self.agent(rollout)
+        check_evaluation(self.agent, evaluation, rollout)
+        return evaluation
+
+    def rewards(self, rollout: Rollout) -> Tensor:
+        """What the episodes pay, float32 ``[T, N]``."""
+        rewards = self.reward(self.env, rollout)
+        if not torch.compiler.is_compiling():
+            check_rewards(self.reward, rewards, rollout)
+        return rewards - self.step_cost * rollout.mask if self.step_cost else rewards
+
+    def _advantages(self, rollout: Rollout, rewards: Tensor) -> Advantages:
+        advantages = self.algorithm.advantages(rollout, rewards)
+        if not self.algorithm.normalize_advantage:
+            return advantages
+        values, mask = advantages.advantages, rollout.mask
+        sums = torch.stack([mask.sum(), values.sum(), values.square().sum()])
+        count, total, squares = self._mean_over_ranks(sums.double() if sums.device.type == "cpu" else sums)
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+        normalized = ((values - mean) / (deviation + 1e-8)).float() * mask
+        return Advantages(normalized, advantages.returns)
+
+    def _count(self, rollout: Rollout) -> Tensor:
+        """How many steps count, float32."""
+        mask = torch.ones_like(rollout.mask) if self.algorithm.continue_after_done else rollout.mask
+        return mask.sum().float()
+
+    def _total(self, terms: LossTerms, ent_coef: Tensor) -> Tensor:
+        return terms.policy + self.algorithm.vf_coef * terms.value - ent_coef.float() * terms.entropy
+
+    def _minibatches(self, rollout: Rollout, epoch: int) -> list[Tensor]:
+        """Which episodes each minibatch takes: of neighbouring problems one each, in random order.
+
+        So ranks take equal parts of each minibatch, and a minibatch is the same however many ranks there are.
+        """
+        count, samples = self.algorithm.minibatches, rollout.samples
+        number = rollout.problems.number[::samples]
+        if count == 1:
+            return [torch.arange(len(rollout.idle), device=number.device)]
+        if len(number) % count:
+            raise ValueError(
+                f"data.batch_size: got {len(number)} problems on a rank, expected a multiple of "
+                f"model.algorithm.minibatches, {count}"
+            )
+        keys = random_bits(self.seed, Purpose.MINIBATCH, number * 1024 + epoch, bits=62)
+        order = keys.view(-1, count).argsort(1)
+        problem = order + torch.arange(len(order), device=number.device)[:, None] * count
+        episodes = problem[..., None] * samples + torch.arange(samples, device=number.device)
+        return [episodes[:, k].flatten() for k in range(count)]
+
+    def _optimize(self, losses: Any) -> None:
+        """One update from losses whose gradients are added up."""
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self._gradient_norm = None
+        last = self.accumulate - 1
+        for i, loss in enumerate(losses):
+            together: Any = nullcontext()
+            if i < last and self.trainer.world_size > 1:
+                together = self.trainer.strategy.block_backward_sync()  # type: ignore[attr-defined]
+            with together:
+                self.manual_backward(loss)
+        optimizer.step()
+        self.agent.after_update(optimizer.param_groups[0]["lr"])
+
+    def gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Norm of the gradients of all weights before clipping, a scalar; computed once in an update."""
+        if self._gradient_norm is None:
+            gradients = [weight.grad for weight in _weights(optimizer) if weight.grad is not None]
+            self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        return self._gradient_norm
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient, which is unscaled by now."""
+        norm = self.gradient_norm(optimizer)
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(_weights(optimizer), self.max_grad_norm, norm)
+
+    def _steer(self, entropy: Tensor) -> None:
+        """Move the weight of the entropy bonus towards the target, by a factor, on the device.
+
+        In the manner of soft actor-critic's temperature (Haarnoja et al., 2018, section 5).
+        """
+        if self.ent_target is not None:
+            factor = torch.where(entropy < self.ent_target, ENT_COEF_RATE, 1 / ENT_COEF_RATE)
+            self.ent_coef = (self.ent_coef.to(factor.device) * factor).clamp(*ENT_COEF_RANGE)
+
+    def on_train_epoch_end(self) -> None:
+        """Move the learning rate, where there is a schedule."""
+        schedulers = self.lr_schedulers() or []
+        for config in schedulers if isinstance(schedulers, list) else [schedulers]:
+            if isinstance(config, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                config.step(self.trainer.callback_metrics[config.monitor])  # type: ignore[attr-defined]
+            else:
+                config.step()
+
+    def _compiled_learn(self, problems: Problems) -> Callable[..., Update]:
         """``learn``, compiled anew in each fit: its graph holds on to the tables, weights and ranks of one."""
-        # A CUDA graph overwrites its gradients when it runs again: they cannot be added up.
-        mode = "reduce-overhead" if self.trainer.accumulate_grad_batches == 1 else "default"
-        if mode not in self._compiled:
+        if self._compiled is None:
             rank_zero_info("Compiling the training step, which takes a minute or two.")
-            self.learn(problems)  # machines and rewards make their tables: the compiler takes those as they are
+            with torch.no_grad():
+                self.learn(problems, self.ent_coef)  # environments make their tables: they are taken as they are
             torch._dynamo.config.optimize_ddp = False  # which would cut it into a graph for each MB of weights
-            self._compiled[mode] = torch.compile(self.learn, dynamic=False, mode=mode)
-        return self._compiled[mode]
+            self.ent_coef = self.ent_coef.to(self.device)
+            self._compiled = torch.compile(self.learn, dynamic=False, mode="reduce-overhead")
+        return self._compiled
 
     def on_fit_start(self) -> None:
         """Forget what an earlier fit compiled."""
-        self._compiled = {}
+        self._compiled = None
+
+    def on_train_start(self) -> None:
+        """Have gradients unscaled before they are clipped; fused optimizers say that they do it themselves, later."""
+        for optimizer in self.trainer.optimizers:
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
         """Forget what was compiled: it can be neither copied nor sent to another process."""
-        self._compiled = {}
-
-    def learn(self, problems: Problems, with_points: bool = False) -> Step:
-        """Let the agent act, and compute the loss of what it did."""
-        past_end = self.algorithm.past_end
-        episodes = rollout(self.agent, self.machine, problems, self.horizon, self.seed, past_end)
-        rewards = self.reward(self.machine, episodes.final, episodes.tokens)
-        assert episodes.judgement is not None  # gradients are enabled where something is to be learned
-        terms = self.algorithm(episodes, rewards, episodes.judgement, self._mean_over_ranks)
-        points = self._training_points(episodes, rewards, terms) if with_points else {}
-        return Step(terms.loss, episodes.final.steps.sum(), points)
+        self._compiled = None
 
     def _mean_over_ranks(self, tensor: Tensor) -> Tensor:
         ranks = self._trainer.world_size if self._trainer else 1
@@ -190,106 +431,94 @@ class ToolAgent(LightningModule):
         torch.distributed.all_reduce(total)  # torch.compile can follow this, but not what Lightning wraps around it
         return total / ranks
 
-    def _is_logging_step(self) -> bool:
-        """Whether Lightning writes out what is logged in this step."""
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-
-    def _training_points(self, episodes: Rollout, rewards: Tensor, terms: LossTerms) -> dict[str, Tensor]:
-        """The terms of the loss and what the agent did."""
-        steps = episodes.final.steps.sum()
-        calls = (episodes.tokens[..., None] == self.agent.actions) & episodes.mask[..., None]  # [T, B, A]
+    def _training_metrics(
+        self, rollout: Rollout, rewards: Tensor, terms: LossTerms, count: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms of the loss and what the agent did, to be averaged over ranks."""
+        steps = rollout.outcome.steps.sum()
+        calls = (rollout.tokens[..., None] == self.agent.actions) & rollout.mask[..., None]  # [T, N, A]
+        named = {"policy_loss": terms.policy, "value_loss": terms.value, "entropy": terms.entropy, **terms.metrics}
         return {
             "train/reward": rewards.sum(0).mean(),
-            "train/accuracy": self.machine.outcome(episodes.final).correct.float().mean(),
-            "train/loss": terms.loss.detach(),
-            "train/policy_loss": terms.policy_loss.detach(),
-            "train/value_loss": terms.value_loss.detach(),
-            "train/entropy": terms.entropy.detach(),
-            "train/episode_length": steps / episodes.problems.size,
-            "train/idle_share": episodes.final.idle.sum() / steps,
+            "train/accuracy": rollout.outcome.correct.float().mean(),
+            "train/truncated": rollout.truncated.float().mean(),
+            **{f"train/{name}": (value.detach() / count) for name, value in named.items()},
+            "train/episode_length": steps / len(rollout.idle),
+            "train/idle_share": rollout.idle.sum() / steps,
             **dict(zip(self._tools, calls.sum((0, 1)) / steps, strict=True)),
         }
 
-    def gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Norm of the gradients of all weights, a scalar; computed once, when it is asked for before an update."""
-        if self._gradient_norm is None:
-            gradients = [weight.grad for weight in _weights(optimizer) if weight.grad is not None]
-            self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
-        return self._gradient_norm
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip as Lightning does; with 32-true by the norm at hand."""
-        largest = gradient_clip_val or 0.0
-        by_norm = largest > 0 and gradient_clip_algorithm in (None, "norm")
-        if by_norm and type(self.trainer.precision_plugin) is Precision:
-            torch.nn.utils.clip_grads_with_norm_(_weights(optimizer), largest, self.gradient_norm(optimizer))
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Add points to the curves; among them the norm of the gradient, before it is clipped."""
-        if not self._is_logging_step():
-            return
-        points = {**self._points, "train/gradient_norm": self.gradient_norm(optimizer)}
-        means = self._mean_over_ranks(torch.stack([value.float() for value in points.values()]))
+    def _log_update(self, metrics: dict[str, Tensor]) -> None:
+        optimizer: Any = self.optimizers()
+        values = {**metrics, "train/gradient_norm": self.gradient_norm(optimizer), "train/ent_coef": self.ent_coef}
+        stacked = torch.stack([value.detach().float().to(self.device) for value in values.values()])
+        means = self._mean_over_ranks(stacked).tolist()
         rate = optimizer.param_groups[0]["lr"]
-        add_points(self.trainer, {**dict(zip(points, means.tolist(), strict=True)), "train/learning_rate": rate})
+        log_metrics(self.trainer, {**dict(zip(values, means, strict=True)), "train/learning_rate": rate})
 
     def act(self, problems: Problems) -> Rollout:
         """Greedy episodes."""
-        return rollout(self.agent, self.machine, problems, self.horizon)
+        return collect(self.agent, self.env, problems)
 
     def evaluate(self, problems: Problems) -> Outcome:
         """Answer a batch greedily, and count it in the metrics."""
-        episodes = self.act(problems)
-        outcome = self.machine.outcome(episodes.final)
-        self.accuracy.update(outcome.correct, problems.stage)
-        self.mean_reward.update(self.reward(self.machine, episodes.final, episodes.tokens).sum(0), problems.stage)
+        rollout = self.act(problems)
+        outcome = rollout.outcome
+        self.sums.update(
+            problems.stage,
+            tried=torch.ones_like(outcome.correct),
+            correct=outcome.correct,
+            steps=outcome.steps * outcome.correct,
+            textbook=problems.textbook_length * outcome.correct,
+            reward=self.reward(self.env, rollout).sum(0),
+        )
         return outcome
 
-    def results(self, prefix: str) -> dict[str, Tensor]:
-        """Share of right answers and mean reward of each stage, over what was evaluated since the last call.
-
-        Args:
-            prefix: Of the names, ``val`` or ``test``.
-        """
-        # torchmetrics makes a scalar of a single stage.
-        accuracies, rewards = self.accuracy.compute().view(-1), self.mean_reward.compute().view(-1)
-        self.accuracy.reset()
-        self.mean_reward.reset()
-        found = {}
-        for name, accuracy, reward in zip(self.ladder.names, accuracies, rewards, strict=True):
-            found[f"{prefix}/{name}_accuracy"], found[f"{prefix}/{name}_reward"] = accuracy.float(), reward.float()
+    def results(self) -> list[StageResult]:
+        """What was evaluated since the last call, over all ranks; stages without problems are left out."""
+        sums = {name: values.view(-1).tolist() for name, values in self.sums.compute().items()}
+        self.sums.reset()
+        found = []
+        for i, name in enumerate(self.stages.names):
+            tried, textbook = sums["tried"][i], sums["textbook"][i]
+            if tried:
+                length = sums["steps"][i] / textbook if textbook else float("nan")
+                found.append(StageResult(name, tried, sums["correct"][i], length, sums["reward"][i] / tried))
         return found
+
+    def _log_results(self, prefix: str) -> list[StageResult]:
+        results = self.results()
+        self.log_dict(result_metrics(prefix, results), rank_zero_only=True)
+        return results
 
     def validation_step(self, problems: Problems, batch_idx: int) -> None:
         """Answer a batch greedily."""
         self.evaluate(problems)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the share of right answers and the mean reward of each stage."""
-        self.log_dict(self.results("val"), rank_zero_only=True)
+        """Log the share of right answers, the length of plans and the mean reward of each stage."""
+        self._log_results("val")
 
     def test_step(self, problems: Problems, batch_idx: int) -> None:
         """Answer a batch greedily."""
         self.evaluate(problems)
 
     def on_test_epoch_end(self) -> None:
-        """Log the share of right answers and the mean reward of each stage."""
-        self.log_dict(self.results("test"), rank_zero_only=True)
+        """Log the share of right answers, the length of plans and the mean reward of each stage."""
+        self.test_results = self._log_results("test")
 
     def predict_step(self, problems: Problems, batch_idx: int) -> Rollout:
-        """Greedy episodes, with all states of the machine along the way."""
+        """Greedy episodes."""
         return self.act(problems)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down what the weights are weights of."""
-        checkpoint[CHECKPOINT_KEY] = {"format": CHECKPOINT_FORMAT, "stages": list(self.ladder.names)}
+        """Write down what the weights are weights of, and where the run is."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "format": CHECKPOINT_FORMAT,
+            "stages": list(self.stages.names[: self.trained_stages]),
+            "batches_seen": self.batches_seen,
+            "ent_coef": float(self.ent_coef),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of something else.
@@ -298,15 +527,38 @@ class ToolAgent(LightningModule):
             ValueError: If they are not of this program, of its format, or of an agent of these sizes.
         """
         header = check_origin(checkpoint)
-        if header.get("stages") != list(self.ladder.names):
-            raise ValueError(
-                f"data.stages: got {list(self.ladder.names)}, expected {header.get('stages')} as in the checkpoint"
-            )
+        names = list(self.stages.names[: self.trained_stages])
+        if self.agent.told_stage and header.get("stages") != names:
+            raise ValueError(f"data.stages: got {names}, expected {header.get('stages')} as in the checkpoint")
         weights = checkpoint.get("state_dict", {})
         for name, parameter in self.state_dict().items():
             saved = list(weights[name].shape) if name in weights else "nothing"
             if saved != list(parameter.shape):
                 raise ValueError(
                     f"ckpt_path: got a checkpoint with {saved} for {name}, expected {list(parameter.shape)}; "
-                    "is it of another vocabulary or size? Its settings are in the config.yaml of its run"
+                    "is it of another agent or size? Its settings are in the config.yaml of its run"
                 )
+        ent_coef = header.get("ent_coef")
+        if type(ent_coef) is not float or not 0 <= ent_coef < float("inf"):
+            raise ValueError(f"ckpt_path: got ent_coef {ent_coef!r} in the checkpoint, expected a number")
+        self.batches_seen = batches_seen(checkpoint)
+        self.ent_coef = torch.tensor(ent_coef, dtype=torch.float64)
+
+
+def result_metrics(prefix: str, results: Sequence[StageResult]) -> dict[str, float]:
+    """The results as metrics, ``val/E3_accuracy`` and so on."""
+    metrics = {}
+    for result in results:
+        metrics[f"{prefix}/{result.name}_accuracy"] = result.accuracy
+        metrics[f"{prefix}/{result.name}_plan_length"] = result.plan_length
+        metrics[f"{prefix}/{result.name}_reward"] = result.reward
+    return metrics
+
+
+def check_rewards(reward: Reward, rewards: Any, rollout: Rollout) -> None:
+    """Refuse what a reward of one's own returned, unless it is float32 ``[T, N]``.
+
+    Raises:
+        TypeError: Names the class, what it returned, and what is expected.
+    """
+    check_returned(reward, "__call__", "the rewards", rewards, torch.float32, rollout.mask.shape)

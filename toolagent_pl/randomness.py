@@ -12,8 +12,6 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from toolagent_pl.kernels import integer_kernels
-
 _MASK = (1 << 64) - 1
 
 
@@ -24,6 +22,14 @@ class Purpose(IntEnum):
     PROBLEM = 2
     ACTION = 3
     VALIDATION = 4
+    TEST = 5
+    PREDICT = 6
+    PROBLEM_OPERANDS = 7
+    VALIDATION_OPERANDS = 8
+    TEST_OPERANDS = 9
+    PREDICT_OPERANDS = 10
+    HELD_OUT = 11
+    MINIBATCH = 12
 
 
 def _signed(value: int) -> int:
@@ -62,11 +68,6 @@ def random_bits(seed: int, purpose: Purpose, counter: Tensor, bits: int = 64) ->
         int64 tensor of the shape of ``counter``, uniform over all patterns of so many bits.
     """
     start = (_key(seed, purpose) + _GAMMA) & _MASK
-    if kernels := integer_kernels(counter):
-        drawn = torch.empty_like(counter)
-        sizes = counter.numel(), torch.get_num_threads(), 64 - bits
-        kernels.random_bits(*sizes, start, _GAMMA, _MIX_1, _MIX_2, counter.data_ptr(), drawn.data_ptr())
-        return drawn
     # In place: a draw for every (problem, step) is made in each update, and int64 products wrap as needed.
     z = counter * _signed(_GAMMA)
     z += _signed(start)

@@ -1,53 +1,68 @@
 """What is printed at the end of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from toolagent_pl.callbacks.samples import sample_trajectories
-from toolagent_pl.machines.rewards import OutcomeReward
-from toolagent_pl.module import ToolAgent
-from toolagent_pl.trajectories import Trajectory
+from toolagent_pl.callbacks.samples import sample_episodes
+from toolagent_pl.episodes import Episode
+from toolagent_pl.learning import OutcomeReward
+from toolagent_pl.module import StageResult, ToolAgent
 
 SAMPLES = 5  # of each stage
 
 
-def print_report(module: ToolAgent, metrics: Mapping[str, Tensor]) -> None:
-    """Print accuracies over all problems, and sample episodes of each stage.
+def print_report(module: ToolAgent, results: Sequence[StageResult]) -> None:
+    """Print accuracies and plan lengths of each stage, and sample episodes.
 
     Args:
-        metrics: Results of the test over all problems.
+        results: Of the test.
     """
     console = Console(highlight=False, soft_wrap=True)
-    for stage, sample in zip(module.ladder.stages, sample_trajectories(module, SAMPLES), strict=True):
-        console.print(_samples(f"{stage.name}: {stage.template}", sample))
+    trained = set(module.stages.names[: module.trained_stages])
+    for sample in sample_episodes(module, SAMPLES):
+        if sample[0].stage in trained:
+            console.print(_samples(sample))
     shaped = type(module.reward) is not OutcomeReward
-    table = Table("stage", box=box.SIMPLE_HEAD, title="Final greedy agent, all problems", title_justify="left")
-    for column in ("problems", "right", "accuracy", *(["mean shaped reward"] if shaped else [])):
+    table = Table("stage", box=box.SIMPLE_HEAD, title="Final greedy agent", title_justify="left")
+    for column in (
+        "problems tried",
+        "right",
+        "accuracy",
+        "plan / textbook",
+        *(["mean shaped reward"] if shaped else []),
+    ):
         table.add_column(column, justify="right")
-    for stage in module.ladder.stages:
-        accuracy = float(metrics[f"test/{stage.name}_accuracy"])
-        reward = [f"{float(metrics[f'test/{stage.name}_reward']):.3f}"] if shaped else []
-        right = round(accuracy * stage.size)
+    table.add_column("")
+    for i, name in enumerate(module.stages.names):
+        result = next((one for one in results if one.name == name), None)
+        if result is None:
+            table.add_row(name, "0", *["-"] * (4 if shaped else 3), "not tried")
+            continue
         # Rounded down: 100.0% means all of them.
-        percent = f"{right * 1000 // stage.size / 10:.1f}%"
-        table.add_row(stage.name, f"{stage.size:,}", f"{right:,}", percent, *reward)
+        percent = f"{result.correct * 1000 // result.tried / 10:.1f}%"
+        size = module.stages.size(i)
+        notes = ["all there are" if size == result.tried else "a sample of held-out ones"]
+        if name not in trained:
+            notes.append("unseen")
+        length = "-" if result.plan_length != result.plan_length else f"{result.plan_length:.2f}"
+        reward = [f"{result.reward:.3f}"] if shaped else []
+        table.add_row(name, f"{result.tried:,}", f"{result.correct:,}", percent, length, *reward, ", ".join(notes))
     console.print(table)
 
 
-def _samples(title: str, sample: list[Trajectory]) -> Table:
+def _samples(sample: list[Episode]) -> Table:
     """Episodes of one stage as a table."""
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=sample[0].stage, title_justify="left")
     table.add_column("problem")
     table.add_column("target", justify="right")
-    table.add_column("tools called = accumulator")
+    table.add_column("calls = accumulator")
     table.add_column("answer", justify="right")
     table.add_column("")
     for one in sample:
         answer = "none" if one.answer is None else str(one.answer)
         verdict = "[green]right[/]" if one.correct else "[red]wrong[/]"
-        table.add_row(one.problem, str(one.target), one.calls, answer, verdict)
+        table.add_row(one.expression, str(one.target), one.calls, answer, verdict)
     return table

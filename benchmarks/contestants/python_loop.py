@@ -1,43 +1,17 @@
 """The published tutorial's way: Python handles each problem by itself, tensors only hold the network.
 
-Problems are drawn and padded one by one, the context of a problem is averaged over the whole batch through a
-tensor ``[B, B, d]``, ``nn.GRU`` is called once for each action with gradients on, and each episode is carried out
-by a Python function.
+The context of a problem is averaged over the whole batch through a tensor ``[B, B, d]``.
 """
 
 import random
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Categorical
 
-from benchmarks.contestants import torch_weights
-from benchmarks.contestants.contestant import (
-    ACTIONS,
-    ENTROPY_WEIGHT,
-    LARGEST_NORM,
-    LEARNING_RATE,
-    OPERANDS,
-    SHOWN,
-    STAGES,
-    VALUE_WEIGHT,
-    VOCABULARY,
-    Contestant,
-    Weights,
-    initial_weights,
-)
-from toolagent_pl.tokens import Token
-
-CTX, MUL, ADD, SUB, ANS, STO, RCL = (
-    int(token) for token in (Token.CTX, Token.MUL, Token.ADD, Token.SUB, Token.ANS, Token.STO, Token.RCL)
-)
-
-
-def make(batch: int, stage: int, seed: int, d: int = 96) -> "PythonLoop":
-    """Build the contestant."""
-    return PythonLoop(batch, stage, seed, d)
+from benchmarks.contestants import contestant
+from benchmarks.contestants.contestant import ACTIONS, ADD, ANS, CTX, MUL, OPERANDS, RCL, SHOWN, STO, SUB
 
 
 def episode_reward(operands: list[int], stage: int, program: list[int]) -> float:
@@ -78,88 +52,46 @@ def episode_reward(operands: list[int], stage: int, program: list[int]) -> float
     return 0.0
 
 
-class Network(nn.Module):
-    """Embeddings, GRU, and two heads."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, d)
-        self.stage = nn.Embedding(STAGES, d)
-        self.gru = nn.GRU(d, d, batch_first=True)
-        self.policy = nn.Linear(d, VOCABULARY)
-        self.value = nn.Linear(d, 1)
-
-    def forward(self, shown: Tensor, stage: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Actions, their log-probabilities, entropies and values, all ``[B, T]``.
-
-        Args:
-            shown: int64 ``[B, L]``.
-            stage: int64 ``[B]``.
-            given: Actions to take, int64 ``[B, T]``; None draws them.
-        """
-        problem = self.embedding(shown).mean(1)  # [B, d]
-        everyone = self.stage(stage)[:, None] + problem  # [B, B, d]
-        hidden = torch.tanh(everyone.mean(1))[None]
-        heard = self.embedding(torch.full((len(shown), 1), CTX))
-        actions, chosen, entropies, values = [], [], [], []
-        for t in range(ACTIONS):
-            states, hidden = self.gru(heard, hidden)
-            logits = self.policy(states[:, -1])
-            probability = F.softmax(logits, 1)
-            action = Categorical(probability).sample() if given is None else given[:, t]
-            actions.append(action)
-            chosen.append(F.log_softmax(logits, 1).gather(1, action[:, None])[:, 0])
-            entropies.append(-(probability * torch.log(probability + 1e-9)).sum(1))
-            values.append(self.value(states[:, -1])[:, 0])
-            heard = self.embedding(action[:, None])
-        return torch.stack(actions, 1), torch.stack(chosen, 1), torch.stack(entropies, 1), torch.stack(values, 1)
-
-
-class PythonLoop(Contestant):
+class Update(contestant.TorchContestant):
     """The published tutorial's way."""
 
     def __init__(self, batch: int, stage: int, seed: int, d: int) -> None:
-        self.batch, self.stage = batch, stage
-        self.random = random.Random(seed)
+        self.stage, self.random = stage, random.Random(seed)
         torch.manual_seed(seed)
-        net = self.network = Network(d)
-        self.parameters = torch_weights.named_parameters(net.embedding, net.stage, net.gru, net.policy, net.value)
-        self.load(initial_weights(d, seed))
-        self.optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
+        super().__init__(batch, contestant.Network(d), contestant.initial_weights(d, seed), fused=False)
 
-    def load(self, weights: Weights) -> None:
-        """Take over these weights."""
-        torch_weights.load(self.parameters, weights)
-
-    def _loss(self, problems: list[list[int]], given: Tensor | None = None) -> tuple[float, Tensor]:
-        """Mean reward and loss."""
-        shown = torch.empty(len(problems), SHOWN[self.stage] + 1, dtype=torch.int64)
-        for row, operands in zip(shown, problems, strict=True):
-            row[:] = torch.tensor([*operands[: SHOWN[self.stage]], CTX])
-        stage = torch.full((len(problems),), self.stage)
-        actions, chosen, entropies, values = self.network(shown, stage, given)
-        rewards = []
-        for i, operands in enumerate(problems):
-            rewards.append(episode_reward(operands, self.stage, actions[i].tolist()))
-        reward = torch.tensor(rewards)
-        baseline = values.sum(1)
-        policy_loss = -(chosen.sum(1) * (reward - baseline).detach()).mean()
-        loss = policy_loss + VALUE_WEIGHT * F.mse_loss(baseline, reward) - ENTROPY_WEIGHT * entropies.mean()
-        return reward.mean().item(), loss
-
-    def update(self) -> tuple[float, float]:
-        """Do one whole update."""
-        problems = []
+    def problems(self) -> Tensor:
+        """Operands of fresh problems."""
+        drawn = []
         for _ in range(self.batch):
-            problems.append([self.random.randint(0, 9) for _ in range(OPERANDS)])
-        reward, loss = self._loss(problems)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_NORM)
-        self.optimizer.step()
-        return reward, loss.item()
+            drawn.append([self.random.randint(0, 9) for _ in range(OPERANDS)])
+        return torch.tensor(drawn)
 
-    def loss_and_gradients(self, operands: np.ndarray, actions: np.ndarray) -> tuple[float, Weights]:
-        """Loss of given episodes and its gradients."""
-        _, loss = self._loss(operands.tolist(), torch.from_numpy(actions))
-        return loss.item(), torch_weights.gradients(self.parameters, loss)
+    def episodes(self, operands: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean reward and loss."""
+        net, problems = self.network, operands.tolist()
+        shown = torch.empty(len(problems), SHOWN[self.stage] + 1, dtype=torch.int64)
+        for row, numbers in zip(shown, problems, strict=True):
+            row[:] = torch.tensor([*numbers[: SHOWN[self.stage]], CTX])
+        everyone = net.stage(torch.full((len(problems),), self.stage))[:, None] + net.embedding(shown).mean(1)
+        hidden = torch.tanh(everyone.mean(1))[None]  # of [B, B, d]
+        action, taken, chosen, entropies, values = torch.full((len(problems),), CTX), [], [], [], []
+        for t in range(ACTIONS):
+            states, hidden = net.gru(net.embedding(action)[None], hidden)
+            logits = net.policy(states[0])
+            probability = F.softmax(logits, 1)
+            action = Categorical(probability).sample() if given is None else given[:, t]
+            taken.append(action)
+            chosen.append(F.log_softmax(logits, 1).gather(1, action[:, None])[:, 0])
+            entropies.append(-(probability * torch.log(probability + 1e-9)).sum(1))
+            values.append(net.value(states[0])[:, 0])
+        actions = torch.stack(taken, 1)
+        rewards = []
+        for i, numbers in enumerate(problems):
+            rewards.append(episode_reward(numbers, self.stage, actions[i].tolist()))
+        reward = torch.tensor(rewards)
+        baseline = torch.stack(values, 1).sum(1)
+        policy_loss = -(torch.stack(chosen, 1).sum(1) * (reward - baseline).detach()).mean()
+        entropy = torch.stack(entropies).mean()
+        loss = policy_loss + contestant.VF_COEF * F.mse_loss(baseline, reward) - contestant.ENT_COEF * entropy
+        return reward.mean(), loss

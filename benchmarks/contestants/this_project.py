@@ -1,118 +1,72 @@
-"""This project: its stream of problems, agent, machine, reward, rollout and loss, without the Trainer."""
+"""This project: what ``fit --config configs/tutorial.yaml`` does in an update, without the Trainer."""
 
-from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.contestants import torch_weights
-from benchmarks.contestants.contestant import (
-    ACTIONS,
-    ENTROPY_WEIGHT,
-    LARGEST_NORM,
-    LEARNING_RATE,
-    SHOWN,
-    STAGES,
-    VALUE_WEIGHT,
-    VOCABULARY,
-    Contestant,
-    Weights,
-    initial_weights,
-)
-from toolagent_pl.agents import ActorCritic
-from toolagent_pl.learning.algorithms import TutorialA2C
-from toolagent_pl.learning.rollout import Rollout, rollout
-from toolagent_pl.machines import TutorialMachine
-from toolagent_pl.machines.rewards import TutorialReward
-from toolagent_pl.problems import Ladder, Problems
-from toolagent_pl.problems.stream import ProblemStream
-from toolagent_pl.process import keep_freed_memory
-from toolagent_pl.tokens import Token
+from benchmarks.bare import BareLoop, as_command_line
+from benchmarks.contestants import contestant
+from benchmarks.contestants.contestant import ACTIONS, LEARNING_RATE, SHOWN, STAGES, VOCABULARY
+from toolagent_pl.agents import BlindAgent
+from toolagent_pl.envs import TutorialEnv
+from toolagent_pl.learning import TutorialA2C, TutorialReward
+from toolagent_pl.learning.rollout import collect
+from toolagent_pl.module import ToolAgent
+from toolagent_pl.problems import Problems
+from toolagent_pl.tools import Token
 
 
-def make(batch: int, stage: int, seed: int, d: int = 96) -> "ThisProject":
-    """Build the contestant."""
-    keep_freed_memory()  # as the command line does
-    return ThisProject(batch, stage, seed, d)
+def tutorial_module(d: int, seed: int = 0) -> ToolAgent:
+    """The module of the tutorial's configuration."""
+    names = [str(token) if token < Token.CTX else Token(token).name for token in range(VOCABULARY)]
+    return ToolAgent(
+        agent=partial(BlindAgent, d=d, actions=names, context="batch"),
+        env=TutorialEnv(ACTIONS),
+        reward=TutorialReward(),
+        algorithm=TutorialA2C(contestant.VF_COEF, contestant.ENT_COEF),
+        learning_rate=LEARNING_RATE,
+        seed=seed,
+    )
 
 
-class ThisProject(Contestant):
-    """The public parts that ``ToolAgent`` puts together.
+class Update(contestant.TorchContestant):
+    """The public parts that the command line puts together."""
 
-    Args:
-        device: Where to compute.
-        low: Precision of matrix products, as in Lightning's mixed precision; None for that of the weights.
-        compiled: Compile all but the optimizer, on a GPU into CUDA graphs.
-    """
+    def __init__(self, batch: int, stage: int, seed: int, d: int) -> None:
+        as_command_line(batch)
+        self.module, self.stage, self.drawn = tutorial_module(d, seed), stage, seed
+        agent = self.module.agent
+        assert isinstance(agent, BlindAgent)
+        parts = {name: getattr(agent, name) for name in ("embedding", "gru", "policy", "value")}
+        network = SimpleNamespace(**parts, stage=agent.stage_embedding)
+        super().__init__(batch, network, contestant.initial_weights(d, seed))
+        self.loop = BareLoop(self.module, batch, mixture=[float(i == stage) for i in range(STAGES)])
 
-    def __init__(
-        self,
-        batch: int,
-        stage: int,
-        seed: int,
-        d: int,
-        device: torch.device | str = "cpu",
-        low: torch.dtype | None = None,
-        compiled: bool = False,
-    ) -> None:
-        self.stage, self.seed, self.device, self.low = stage, seed, torch.device(device), low
-        names = [str(Token(token)) for token in range(VOCABULARY)]
-        self.agent = ActorCritic(STAGES, d, actions=names, context="batch").to(device)
-        self.ladder = Ladder(["T0", "T1", "T2"]).to(device)
-        self.machine = TutorialMachine(max_steps=ACTIONS)
-        self.reward = TutorialReward()
-        self.algorithm = TutorialA2C(VALUE_WEIGHT, ENTROPY_WEIGHT)
-        self.stream = ProblemStream(self.ladder, seed, batch, batches=1, device=device)
-        self.stream.mixture = [float(i == stage) for i in range(STAGES)]
-        self.position = 0
-        agent = self.agent
-        self.parameters = torch_weights.named_parameters(
-            agent.embedding, agent.stage_embedding, agent.gru, agent.policy, agent.value
-        )
-        self.load(initial_weights(d, seed))
-        self.optimizer = torch.optim.Adam(agent.parameters(), lr=LEARNING_RATE, fused=True)
-        self.learn: Callable[[Problems], tuple[Tensor, Tensor]] = self._learn
-        if compiled:
-            self._learn(self.stream.batch(0))  # machine and reward make their tables
-            self.learn = torch.compile(self._learn, dynamic=False, mode="reduce-overhead")
-
-    def load(self, weights: Weights) -> None:
-        """Take over these weights."""
-        torch_weights.load(self.parameters, weights)
-
-    def _learn(self, problems: Problems) -> tuple[Tensor, Tensor]:
-        """Act; mean reward and loss of that."""
-        return self._loss(rollout(self.agent, self.machine, problems, ACTIONS, self.seed, past_end=True))
-
-    def _loss(self, episodes: Rollout) -> tuple[Tensor, Tensor]:
-        """Mean reward and loss."""
-        rewards = self.reward(self.machine, episodes.final, episodes.tokens)
-        assert episodes.judgement is not None
-        terms = self.algorithm(episodes, rewards, episodes.judgement, lambda x: x)
-        return rewards.sum(0).mean(), terms.loss
-
-    def update(self) -> tuple[Tensor, Tensor]:
+    def update(self) -> Tensor:
         """Do one whole update."""
-        problems = self.stream.batch(self.position)
-        self.position += 1
-        with torch.autocast(self.device.type, self.low, enabled=self.low is not None, cache_enabled=False):
-            reward, loss = self.learn(problems)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.agent.parameters(), LARGEST_NORM)
-        self.optimizer.step()
-        return reward, loss.detach()
+        loss = self.loop.update().loss.detach()
+        self.actions += self.batch * ACTIONS
+        return loss
 
-    def loss_and_gradients(self, operands: np.ndarray, actions: np.ndarray) -> tuple[float, Weights]:
-        """Loss of given episodes and its gradients."""
-        choices = torch.from_numpy(actions).T.to(self.device)  # all tokens are allowed, in order
-        problems = self._problems(operands)
-        _, loss = self._loss(rollout(self.agent, self.machine, problems, ACTIONS, past_end=True, choices=choices))
-        return loss.item(), torch_weights.gradients(self.parameters, loss)
+    def problems(self) -> Tensor:
+        """Operands of fresh problems."""
+        raise NotImplementedError  # the loop makes whole problems
 
-    def _problems(self, operands: np.ndarray) -> Problems:
-        """The problems with these operands; their number within the stage is written by the operands shown."""
-        shown = SHOWN[self.stage]
-        index = torch.from_numpy(operands[:, :shown] @ 10 ** np.arange(shown)[::-1]).to(self.device)
-        return self.ladder.problems(torch.arange(len(index), device=self.device), index * 0 + self.stage, index)
+    def episodes(self, operands: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean reward and loss; the problems are found by their operands."""
+        module, shown = self.module, SHOWN[self.stage]
+        index = operands[:, :shown] @ torch.from_numpy(10 ** np.arange(shown)[::-1].copy())
+        problems: Problems = module.stages.all_problems(self.stage, index)
+        actions = None if given is None else given.T
+        self.drawn += 1
+        rollout = collect(
+            module.agent, module.env, problems, seed=self.drawn, continue_after_done=True, actions=actions
+        )
+        rewards = module.rewards(rollout)
+        evaluation = module.agent(rollout._replace(mask=torch.ones_like(rollout.mask)))  # of all steps
+        terms = module.algorithm.loss(evaluation, rollout, module.algorithm.advantages(rollout, rewards))
+        total = terms.policy + module.algorithm.vf_coef * terms.value - module.algorithm.ent_coef * terms.entropy
+        return rewards.sum(0).mean(), total / rollout.mask.numel()

@@ -1,5 +1,7 @@
 """Where the problems of an epoch come from."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -10,21 +12,23 @@ from toolagent_pl.problems.datamodule import ProblemDataModule
 
 
 class StagesSeen(CurriculumCallback):
-    """Writes down the mixture that each epoch is trained on, and pretends validation accuracies."""
+    """Writes down the mixture and the target that each epoch is trained on, and pretends validation accuracies."""
 
     def __init__(self, accuracies: dict[str, float], **options) -> None:
         super().__init__(**options)
         self.accuracies = accuracies
-        self.seen: list[list[float]] = []
+        self.seen_mixtures: list[list[float]] = []
+        self.seen_targets: list[float | None] = []
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
-        self.seen.append(trainer.datamodule.mixture)
+        self.seen_mixtures.append(trainer.datamodule.mixture)
+        self.seen_targets.append(pl_module.ent_target)
         for name, accuracy in self.accuracies.items():
             trainer.callback_metrics[f"val/{name}_accuracy"].fill_(accuracy)
         super().on_train_epoch_end(trainer, pl_module)
 
 
-def seen(epochs: int, accuracies: dict[str, float], **options) -> list[list[float]]:
+def run(epochs: int, accuracies: dict[str, float], **options) -> StagesSeen:
     callback = StagesSeen(accuracies, **options)
     trainer = Trainer(
         accelerator="cpu", max_epochs=epochs, callbacks=[callback], logger=False, enable_checkpointing=False,
@@ -32,7 +36,11 @@ def seen(epochs: int, accuracies: dict[str, float], **options) -> list[list[floa
     )  # fmt: skip
     torch.manual_seed(0)
     trainer.fit(ToolAgent(), datamodule=ProblemDataModule(batch_size=8, batches_per_epoch=1, val_problems=8))
-    return callback.seen
+    return callback
+
+
+def seen(epochs: int, accuracies: dict[str, float], **options) -> list[list[float]]:
+    return run(epochs, accuracies, **options).seen_mixtures
 
 
 def only(*stages: int) -> list[list[float]]:
@@ -40,24 +48,71 @@ def only(*stages: int) -> list[list[float]]:
 
 
 def test_by_the_clock_as_in_the_tutorial():
-    assert seen(8, {}, every_n_epochs=1, stages=[0, 0, 0, 1, 1, 2]) == only(0, 0, 0, 1, 1, 2, 2, 2)
+    stages = ["T0", "T0", "T0", "T1", "T1", "T2"]
+    assert seen(8, {}, every_n_epochs=1, stages=stages) == only(0, 0, 0, 1, 1, 2, 2, 2)
 
 
 def test_by_mastery_of_the_current_stage():
     assert seen(4, {"T0": 0.995, "T1": 0.98}, advance_at=0.99) == only(0, 1, 1, 1)
-    assert seen(4, {"T0": 0.99, "T1": 0.99}, advance_at=0.99, stages=[0, 0, 0, 1, 2]) == only(0, 1, 2, 2)
+    stages = ["T0", "T0", "T0", "T1", "T2"]
+    assert seen(4, {"T0": 0.99, "T1": 0.99}, advance_at=0.99, stages=stages) == only(0, 1, 2, 2)
 
 
 def test_by_whichever_comes_first():
     assert seen(5, {"T0": 1.0, "T1": 0.0}, advance_at=0.99, every_n_epochs=2) == only(0, 1, 1, 2, 2)
 
 
+def test_stages_in_an_order_of_ones_own():
+    assert seen(3, {}, every_n_epochs=1, stages=["T2", "T0"]) == only(2, 0, 0)
+
+
+def with_stages(stages: list | None, entry: int, **options) -> CurriculumCallback:
+    callback = CurriculumCallback(stages, every_n_epochs=1, **options)
+    callback.check_stages(["T0", "T1", "T2"])
+    callback.load_state_dict({"entry": entry, "epochs": 0, "seen": 0})
+    return callback
+
+
 def test_earlier_stages_stay_in_the_mix():
-    callback = CurriculumCallback(every_n_epochs=1, review=0.3)
-    callback.load_state_dict({"entry": 2, "epochs": 0})
-    assert callback.mixture(3) == pytest.approx([0.15, 0.15, 0.7])
+    assert with_stages(None, 0, review=0.3).mixture(3) == [1, 0, 0]
+    assert with_stages(None, 2, review=0.3).mixture(3) == pytest.approx([0.15, 0.15, 0.7])
+    assert with_stages(["T0", "T1", "T0"], 2, review=0.3).mixture(3) == pytest.approx([0.7, 0.3, 0])
+
+
+def test_stages_that_come_with_another_are_reviewed_from_there_on():
+    assert with_stages([["T2", "T0"], "T1"], 0, review=0.3).mixture(3) == pytest.approx([0.3, 0, 0.7])
+    assert with_stages([["T2", "T0"], "T1"], 1, review=0.3).mixture(3) == pytest.approx([0.15, 0.7, 0.15])
+
+
+def test_each_entry_has_its_entropy():
+    callback = run(4, {}, every_n_epochs=1, ent_targets=[1.5, 1.0, 0.5])
+    assert callback.seen_targets == [1.5, 1.0, 0.5, 0.5]
+    assert run(1, {}, every_n_epochs=1).seen_targets == [None]
+    with pytest.raises(ValueError, match=r"curriculum.ent_targets: got \[1.0\], expected 3 numbers"):
+        with_stages(None, 0, ent_targets=[1.0])
+
+
+def test_an_epoch_counts_once_and_only_if_it_was_whole():
+    """Going on after a stop, Lightning ends an epoch again; and one can be cut short."""
+    module, data = ToolAgent(), ProblemDataModule(batches_per_epoch=10)
+    module.log = lambda *_: None
+    callback = with_stages(None, 0)
+    trainer = SimpleNamespace(datamodule=data, callback_metrics={})
+    entries = []
+    for module.batches_seen in (7, 10, 10, 15, 20, 20):
+        callback.on_train_epoch_end(trainer, module)
+        entries.append(callback.entry)
+    assert entries == [0, 1, 1, 1, 2, 2]
+    assert callback.state_dict() == {"entry": 2, "epochs": 0, "seen": 20}
+    assert data.mixture == [0, 0, 1]
 
 
 def test_it_refuses_to_stand_still():
     with pytest.raises(ValueError, match="got neither every_n_epochs nor advance_at"):
         CurriculumCallback()
+
+
+@pytest.mark.parametrize("state", [{"entry": -1}, {"epochs": "two"}, {"seen": None}, {"entry": True}])
+def test_what_a_checkpoint_says_must_be_a_place(state):
+    with pytest.raises(ValueError, match="the curriculum is at"):
+        CurriculumCallback(every_n_epochs=1).load_state_dict({"entry": 0, "epochs": 0, "seen": 0, **state})

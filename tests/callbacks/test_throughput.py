@@ -22,7 +22,7 @@ class SlowValidation(Callback):
         time.sleep(PAUSE)
 
     def on_train_epoch_end(self, trainer, pl_module):
-        rate = trainer.callback_metrics["throughput/problems_per_second"]
+        rate = trainer.callback_metrics["throughput/episodes_per_second"]
         self.seconds.append(4 * BATCH / float(rate))
 
 

@@ -1,4 +1,4 @@
-"""Losses against plain loops over steps, in float64, with gradients derived by hand."""
+"""Advantages and losses against plain loops over steps, in float64, with gradients derived by hand."""
 
 import math
 from statistics import mean, pstdev
@@ -9,157 +9,244 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from toolagent_pl.agents import Judgement
-from toolagent_pl.agents.agent import chosen_and_entropy
-from toolagent_pl.learning import losses
-from toolagent_pl.learning.losses import discounted_returns
+from toolagent_pl import CalculatorEnv, TutorialEnv
+from toolagent_pl.agents import Evaluation, Policy, Rollout
+from toolagent_pl.agents.agent import evaluate, masked
+from toolagent_pl.learning import A2C, Advantages, OutcomeReward, TutorialA2C, TutorialReward, collect
+from toolagent_pl.learning.algorithm import gae
+from toolagent_pl.module import ToolAgent
+from toolagent_pl.problems import Stages
+from toolagent_pl.randomness import Purpose
 
 T, B, A = 5, 6, 4
-WEIGHTS = {"value_weight": 0.7, "entropy_weight": 0.03}
+
+
+def judged(log_policy, values, actions, mask):
+    """As ``Agent.forward`` says it, but in float64."""
+    log_prob = log_policy.gather(2, actions[..., None])[..., 0]
+    entropy = -(log_policy.exp() * log_policy).sum(2)
+    return masked(Evaluation(log_prob, entropy, values), mask)
+
+
+def rollout_of(mask, value):
+    return Rollout(**{**dict.fromkeys(Rollout._fields), "mask": mask, "value": value.detach()})
 
 
 def episodes(seed):
-    """Inputs of a loss: log_policy, values, choices, returns, mask."""
+    """log_policy, values, actions, rewards, mask."""
     generator = torch.Generator().manual_seed(seed)
     log_policy = torch.randn(T, B, A, generator=generator, dtype=torch.float64).log_softmax(2)
     values = torch.randn(T, B, generator=generator, dtype=torch.float64)
-    choices = torch.randint(A, (T, B), generator=generator)
-    returns = torch.randn(T, B, generator=generator, dtype=torch.float64)
+    actions = torch.randint(A, (T, B), generator=generator)
     lengths = torch.randint(1, T + 1, (B,), generator=generator)
-    return log_policy.requires_grad_(), values.requires_grad_(), choices, returns, torch.arange(T)[:, None] < lengths
+    mask = torch.arange(T)[:, None] < lengths
+    rewards = torch.randn(T, B, generator=generator, dtype=torch.float64) * mask
+    return log_policy.requires_grad_(), values.requires_grad_(), actions, rewards, mask
 
 
-def a2c_loss(log_policy, values, choices, *rest, **options):
-    return losses.a2c_loss(Judgement(*chosen_and_entropy(log_policy, choices), values), *rest, **options)
+def gae_by_hand(rewards, values, mask, gamma, gae_lambda):
+    """Of each episode, from its end; what comes after it is worth nothing."""
+    advantages, returns = torch.zeros(T, B, dtype=torch.float64), torch.zeros(T, B, dtype=torch.float64)
+    for b in range(B):
+        following, next_value = 0.0, 0.0
+        for t in reversed(range(int(mask[:, b].sum()))):
+            value = values[t, b].item()
+            following = rewards[t, b].item() + gamma * next_value - value + gamma * gae_lambda * following
+            next_value = value
+            advantages[t, b], returns[t, b] = following, following + value
+    return advantages, returns
 
 
-def tutorial_loss(log_policy, values, choices, *rest, **options):
-    return losses.tutorial_loss(Judgement(*chosen_and_entropy(log_policy, choices), values), *rest, **options)
-
-
-def gradients(terms, log_policy, values):
-    return torch.autograd.grad(terms.loss, [log_policy, values])
-
-
-def a2c_by_hand(log_policy, values, choices, returns, mask, normalize):
-    """Terms of the loss, and the gradients of the loss, step by step."""
-    steps = [(t, b) for t in range(T) for b in range(B) if mask[t, b]]
-    advantage = {(t, b): (returns[t, b] - values[t, b]).item() for t, b in steps}
-    if normalize:
-        center, scale = mean(advantage.values()), pstdev(advantage.values())
-        advantage = {step: (value - center) / (scale + 1e-8) for step, value in advantage.items()}
-    d_policy, d_values = torch.zeros_like(log_policy), torch.zeros_like(values)
-    policy_loss = value_loss = entropy = 0.0
-    for t, b in steps:
-        share = 1 / len(steps)
-        choice = choices[t, b].item()
-        error = (values[t, b] - returns[t, b]).item()
-        policy_loss -= share * advantage[t, b] * log_policy[t, b, choice].item()
-        value_loss += share * error**2
-        d_policy[t, b, choice] -= share * advantage[t, b]
-        d_values[t, b] = WEIGHTS["value_weight"] * share * 2 * error
-        for a, log_p in enumerate(log_policy[t, b].tolist()):
-            entropy -= share * math.exp(log_p) * log_p
-            d_policy[t, b, a] += WEIGHTS["entropy_weight"] * share * math.exp(log_p) * (log_p + 1)
-    return (policy_loss, value_loss, entropy), (d_policy, d_values)
-
-
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("gae_lambda", [1.0, 0.7])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a2c_is_that_of_a_plain_loop(seed, normalize):
-    inputs = episodes(seed)
-    terms = a2c_loss(*inputs, **WEIGHTS, normalize_advantage=normalize)
-    with torch.no_grad():
-        (policy_loss, value_loss, entropy), wanted = a2c_by_hand(*inputs, normalize)
-    assert [term.item() for term in terms[1:]] == pytest.approx([policy_loss, value_loss, entropy])
-    assert terms.loss.item() == pytest.approx(policy_loss + 0.7 * value_loss - 0.03 * entropy)
-    for got, want in zip(gradients(terms, *inputs[:2]), wanted, strict=True):
-        assert_close(got, want)
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_steps_after_the_end_have_no_gradient_and_no_influence(normalize):
-    log_policy, values, choices, returns, mask = episodes(3)
-    options = {**WEIGHTS, "normalize_advantage": normalize}
-    terms = a2c_loss(log_policy, values, choices, returns, mask, **options)
-    got = gradients(terms, log_policy, values)
-    for gradient in got:
-        assert (gradient[~mask] == 0).all()
-        assert (gradient[mask] != 0).all()
-    other = a2c_loss(
-        torch.where(mask[..., None], log_policy, -3.0),
-        torch.where(mask, values, 100.0),
-        torch.where(mask, choices, 0),
-        torch.where(mask, returns, -100.0),
-        mask,
-        **options,
-    )
-    assert_close(torch.stack(other), torch.stack(terms))
-    for one, another in zip(got, gradients(other, log_policy, values), strict=True):
-        assert_close(one, another)
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_ranks_with_parts_of_a_batch_learn_what_one_rank_learns(normalize):
-    inputs = episodes(4)
-    log_policy, values, *_ = inputs
-    options = {**WEIGHTS, "normalize_advantage": normalize}
-    halves = [[column[:, part] for column in inputs] for part in (slice(0, 2), slice(2, None))]  # of unequal size
-    counted = []
-    for half in halves:
-        a2c_loss(*half, **options, mean_over_ranks=lambda x: (counted.append(x), x)[1])
-    average = torch.stack(counted).mean(0)
-    parts = [gradients(a2c_loss(*half, **options, mean_over_ranks=lambda _: average), *inputs[:2]) for half in halves]
-    whole = gradients(a2c_loss(*inputs, **options), log_policy, values)
-    for one, *shared in zip(whole, *parts, strict=True):
-        assert_close(torch.stack(shared).mean(0), one)
-
-
-def test_normalized_advantages_do_not_depend_on_the_scale_of_rewards():
-    log_policy, values, choices, returns, mask = episodes(5)
-    options = {"value_weight": 0.0, "entropy_weight": 0.0, "normalize_advantage": True}
-    one = a2c_loss(log_policy, values, choices, returns, mask, **options)
-    other = a2c_loss(log_policy, 10 * values + 3, choices, 10 * returns + 5, mask, **options)
-    assert other.loss.item() == pytest.approx(one.loss.item())
-
-
-def test_equal_advantages_give_a_finite_loss():
-    log_policy, values, choices, _, mask = episodes(6)
-    terms = a2c_loss(log_policy, values, choices, values.detach() + 1, mask, **WEIGHTS, normalize_advantage=True)
-    assert all(gradient.isfinite().all() for gradient in gradients(terms, log_policy, values))
+def test_advantages_are_those_of_a_plain_loop(seed, gamma, gae_lambda):
+    _, values, _, rewards, mask = episodes(seed)
+    wanted = gae_by_hand(rewards, values, mask, gamma, gae_lambda)
+    noise = torch.where(mask, values.detach(), 1e6)  # what an agent says after the end counts for nothing
+    assert_close(gae(rewards, noise, mask, gamma, gae_lambda), Advantages(*wanted))
+    algorithm = A2C(gamma=gamma, gae_lambda=gae_lambda)
+    assert_close(algorithm.advantages(rollout_of(mask, noise), rewards), Advantages(*wanted))
 
 
 @given(
     st.lists(st.tuples(*[st.floats(-10, 10)] * 3), min_size=1, max_size=8),
     st.sampled_from([1.0, 0.9, 0.5]),
 )
-def test_returns_are_discounted_sums(rows, discount):
+def test_returns_are_discounted_sums(rows, gamma):
     rewards = torch.tensor(rows, dtype=torch.float64)
-    returns = discounted_returns(rewards, discount)
+    returns = gae(rewards, torch.zeros_like(rewards), torch.ones_like(rewards, dtype=torch.bool), gamma, 1.0).returns
     for t in range(len(rows)):
-        wanted = sum(discount ** (s - t) * rewards[s] for s in range(t, len(rows)))
+        wanted = sum(gamma ** (s - t) * rewards[s] for s in range(t, len(rows)))
         assert_close(returns[t], wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_truncated_episode_is_not_bootstrapped():
+    values = torch.tensor([[0.5], [0.75]])
+    got = gae(torch.zeros(2, 1), values, torch.ones(2, 1, dtype=torch.bool), 1.0, 1.0)
+    assert got.returns.tolist() == [[0], [0]]
+    assert got.advantages.tolist() == [[-0.5], [-0.75]]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a2c_is_that_of_a_plain_loop(seed):
+    log_policy, values, actions, rewards, mask = episodes(seed)
+    algorithm, rollout = A2C(), rollout_of(mask, values)
+    advantages = algorithm.advantages(rollout, rewards)
+    evaluation = judged(log_policy, values, actions, mask)._replace(value=values)  # whatever it is after the end
+    terms = algorithm.loss(evaluation, rollout, advantages)
+    d_policy, d_values, d_entropy = torch.zeros_like(log_policy), torch.zeros_like(values), torch.zeros_like(log_policy)
+    policy = value = entropy = 0.0
+    for t, b in mask.nonzero().tolist():
+        choice, advantage = actions[t, b].item(), advantages.advantages[t, b].item()
+        error = values[t, b].item() - advantages.returns[t, b].item()
+        policy -= advantage * log_policy[t, b, choice].item()
+        value += error**2
+        d_policy[t, b, choice] -= advantage
+        d_values[t, b] = 2 * error
+        for a, log_p in enumerate(log_policy[t, b].tolist()):
+            entropy -= math.exp(log_p) * log_p
+            d_entropy[t, b, a] = -math.exp(log_p) * (log_p + 1)
+    assert [terms.policy.item(), terms.value.item(), terms.entropy.item()] == pytest.approx([policy, value, entropy])
+    assert terms.metrics == {}
+    for term, of, wanted in (
+        (terms.policy, log_policy, d_policy),
+        (terms.value, values, d_values),
+        (terms.entropy, log_policy, d_entropy),
+    ):
+        (got,) = torch.autograd.grad(term, of, retain_graph=True)
+        assert_close(got, wanted.detach())
+    assert torch.autograd.grad(terms.policy, values, retain_graph=True, allow_unused=True) == (None,)
+
+
+def test_steps_after_the_end_have_no_gradient_and_no_influence():
+    log_policy, values, actions, rewards, mask = episodes(3)
+    algorithm = A2C()
+
+    def total(log_policy, values, actions):
+        rollout = rollout_of(mask, values)
+        terms = algorithm.loss(
+            judged(log_policy, values, actions, mask), rollout, algorithm.advantages(rollout, rewards)
+        )
+        return terms.policy + 0.5 * terms.value - 0.05 * terms.entropy
+
+    one = total(log_policy, values, actions)
+    got = torch.autograd.grad(one, [log_policy, values])
+    for gradient in got:
+        assert (gradient[~mask] == 0).all()
+        assert (gradient[mask] != 0).all()
+    other = total(
+        torch.where(mask[..., None], log_policy, -3.0),
+        torch.where(mask, values, 100.0),
+        torch.where(mask, actions, 0),
+    )
+    assert_close(other, one)
+    for first, second in zip(got, torch.autograd.grad(other, [log_policy, values]), strict=True):
+        assert_close(first, second)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_tutorials_loss_is_that_of_a_plain_loop(seed):
-    log_policy, values, choices, returns, _ = episodes(seed)
-    reward = returns[0]
-    terms = tutorial_loss(log_policy, values, choices, reward, **WEIGHTS)
+    log_policy, values, actions, rewards, mask = episodes(seed)
+    algorithm, rollout = TutorialA2C(), rollout_of(mask, values)
+    everything = torch.ones_like(mask)
+    evaluation = judged(log_policy, values, actions, everything)
+    terms = algorithm.loss(evaluation, rollout, algorithm.advantages(rollout, rewards))
     d_policy, d_values = torch.zeros_like(log_policy), torch.zeros_like(values)
-    policy_loss = value_loss = entropy = 0.0
-    for b in range(B):
-        error = (reward[b] - values[:, b].sum()).item()
-        value_loss += error**2 / B
-        d_values[:, b] = -WEIGHTS["value_weight"] * 2 * error / B
+    policy = value = entropy = 0.0
+    for b in range(B):  # means over episodes; the module divides by T * B
+        error = (rewards[:, b].sum() - values[:, b].sum()).item()
+        value += error**2 * T
+        d_values[:, b] = -2 * error * T
         for t in range(T):
-            choice = choices[t, b].item()
-            policy_loss -= log_policy[t, b, choice].item() * error / B
-            d_policy[t, b, choice] -= error / B
-            for a, log_p in enumerate(log_policy[t, b].tolist()):
-                entropy -= math.exp(log_p) * log_p / (T * B)
-                d_policy[t, b, a] += WEIGHTS["entropy_weight"] * math.exp(log_p) * (log_p + 1) / (T * B)
-    assert [term.item() for term in terms[1:]] == pytest.approx([policy_loss, value_loss, entropy])
-    assert terms.loss.item() == pytest.approx(policy_loss + 0.7 * value_loss - 0.03 * entropy)
-    for got, want in zip(gradients(terms, log_policy, values), (d_policy, d_values), strict=True):
-        assert_close(got, want.detach())
+            choice = actions[t, b].item()
+            policy -= log_policy[t, b, choice].item() * error * T
+            d_policy[t, b, choice] = -error * T
+            entropy -= sum(math.exp(log_p) * log_p for log_p in log_policy[t, b].tolist())
+    assert [terms.policy.item(), terms.value.item(), terms.entropy.item()] == pytest.approx([policy, value, entropy])
+    assert_close(torch.autograd.grad(terms.policy, log_policy, retain_graph=True)[0], d_policy.detach())
+    assert_close(torch.autograd.grad(terms.value, values, retain_graph=True)[0], d_values.detach())
+
+
+@pytest.mark.parametrize(
+    ("make", "option", "value"),
+    [
+        (A2C, "vf_coef", -1), (A2C, "ent_coef", float("nan")), (A2C, "ent_target", -0.1), (A2C, "gamma", 0),
+        (A2C, "gamma", 1.1), (A2C, "gae_lambda", 0), (A2C, "gae_lambda", -1), (A2C, "vf_coef", float("inf")),
+        (TutorialA2C, "vf_coef", -1), (TutorialA2C, "ent_coef", -1),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_named(make, option, value):
+    with pytest.raises(ValueError, match=rf"^model\.algorithm\.{option}: got {value}, expected"):
+        make(**{option: value})
+
+
+# What the module makes of the terms.
+
+
+def problems(size):
+    number = torch.arange(size)
+    return Stages(["T0", "T1", "T2"]).draw(number, number % 3, 0, Purpose.PROBLEM, held_out=False)
+
+
+def module(**options):
+    torch.manual_seed(0)
+    options = {"env": CalculatorEnv(7, feedback="none"), "reward": OutcomeReward(), "seed": 3, **options}
+    built = ToolAgent(**options)
+    with torch.no_grad():
+        built.agent.policy.weight *= 4  # far from even, so that some problems are solved and some are not
+    return built
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_loss_of_a_batch_is_a_mean_over_its_steps(normalize):
+    algorithm = A2C(vf_coef=0.7, ent_coef=0.03, gamma=0.9, gae_lambda=0.8, normalize_advantage=normalize)
+    built, batch = module(algorithm=algorithm), problems(90)
+    rollout = collect(built.agent, built.env, batch, seed=3)
+    reward = OutcomeReward()(built.env, rollout)
+    advantages, returns = gae(reward.double(), rollout.value.double(), rollout.mask, 0.9, 0.8)
+    steps = rollout.mask.nonzero().tolist()
+    known = {(t, b): advantages[t, b].item() for t, b in steps}
+    if normalize:
+        center, scale = mean(known.values()), pstdev(known.values())
+        known = {step: (value - center) / (scale + 1e-8) for step, value in known.items()}
+    evaluation = built.agent(rollout)
+    loss = 0.0
+    for t, b in steps:
+        loss -= known[t, b] * evaluation.log_prob[t, b]
+        loss += 0.7 * (returns[t, b] - evaluation.value[t, b]) ** 2
+        loss -= 0.03 * evaluation.entropy[t, b]
+    update = built.learn(batch, built.ent_coef)
+    assert_close(update.loss.double(), (loss / len(steps)).double(), rtol=1e-5, atol=1e-6)
+    assert update.actions == len(steps)
+    wanted = torch.autograd.grad(loss / len(steps), list(built.agent.parameters()))
+    got = torch.autograd.grad(update.loss, list(built.agent.parameters()))
+    for one, other in zip(got, wanted, strict=True):
+        assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_equal_advantages_give_a_finite_loss():
+    built = module(algorithm=A2C(normalize_advantage=True))
+    rollout = collect(built.agent, built.env, problems(20), seed=3)
+    same = built._advantages(rollout, torch.zeros_like(rollout.value))
+    assert same.advantages.isfinite().all()
+    flat = rollout._replace(value=torch.full_like(rollout.value, 0.25) * rollout.mask)
+    assert built._advantages(flat, torch.zeros_like(flat.value)).advantages.abs().max() < 1e-3
+
+
+def test_the_tutorials_loss_gets_the_steps_after_the_end():
+    """It is not masked: they count in it as any other."""
+    built = module(env=TutorialEnv(max_steps=6), reward=TutorialReward(), algorithm=TutorialA2C())
+    batch = problems(50)
+    rollout = collect(built.agent, built.env, batch, seed=3, continue_after_done=True)
+    assert rollout.mask.shape == (6, 50)
+    assert not rollout.mask.all()
+    reward = TutorialReward()(built.env, rollout).sum(0)
+    cache, log_prob, value, entropy = built.agent.prefill(batch), 0.0, 0.0, 0.0
+    for t in range(6):
+        policy, cache = built.agent.decode(cache, rollout.previous[t], None)
+        one = evaluate(Policy(policy.logits, policy.value), rollout.actions[t])
+        log_prob, value, entropy = log_prob + one.log_prob, value + one.value, entropy + one.entropy
+    advantage = reward - value
+    wanted = -(log_prob * advantage.detach()).mean() + 0.5 * advantage.square().mean() - 0.01 * entropy.mean() / 6
+    assert_close(built.learn(batch, built.ent_coef).loss, wanted)

@@ -1,10 +1,14 @@
-"""The data module under a trainer."""
+"""The data module, alone and under a trainer."""
 
 import pytest
+import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from toolagent_pl.module import ToolAgent
+from toolagent_pl.problems import Stage
 from toolagent_pl.problems.datamodule import ProblemDataModule
+from toolagent_pl.randomness import Purpose
 
 
 class Numbers(Callback):
@@ -17,14 +21,110 @@ class Numbers(Callback):
         self.seen += batch.number.tolist()
 
 
-@pytest.mark.parametrize("accumulated", [1, 3, 4, 7])
-def test_each_problem_comes_once_however_batches_are_accumulated(tmp_path, accumulated):
-    numbers = Numbers()
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=3, accumulate_grad_batches=accumulated, callbacks=[numbers], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path,
+def trainer(tmp_path, **options):
+    return Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, **options,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_each_problem_comes_once_however_gradients_are_accumulated(tmp_path, accumulate):
+    numbers = Numbers()
     data = ProblemDataModule(batch_size=8, batches_per_epoch=4, val_problems=1)
-    trainer.fit(ToolAgent(), data)
+    trainer(tmp_path, max_epochs=3, callbacks=[numbers]).fit(ToolAgent(accumulate=accumulate), data)
     assert numbers.seen == list(range(3 * 4 * 8))
+
+
+def test_training_goes_on_where_the_module_stands(tmp_path):
+    numbers = Numbers()
+    data = ProblemDataModule(batch_size=8, batches_per_epoch=4, val_problems=1)
+    module = ToolAgent()
+    module.batches_seen = 8
+    trainer(tmp_path, max_epochs=1, callbacks=[numbers]).fit(module, data)
+    assert numbers.seen == list(range(64, 96))
+    assert module.batches_seen == 12
+
+
+def test_what_is_validated_tested_and_predicted():
+    data = ProblemDataModule(["T0", "E2"], unseen=["E4"], val_problems=20, test_problems=30, predict_problems=40)
+    assert (data.stages.names, data.tested_stages.names) == (("T0", "E2"), ("T0", "E2", "E4"))
+    sizes = {}
+    for name, loader, purpose in (
+        ("val", data.val_dataloader(), Purpose.VALIDATION),
+        ("test", data.test_dataloader(), Purpose.TEST),
+        ("predict", data.predict_dataloader(), Purpose.PREDICT),
+    ):
+        assert loader.purpose == purpose
+        sizes[name] = torch.cat([batch.stage for batch in loader]).bincount().tolist()
+    assert sizes == {"val": [20, 20], "test": [1000, 30, 30], "predict": [40, 40]}
+
+
+def test_a_mixture_lasts_beyond_setup():
+    data = ProblemDataModule(["T0", "T1", "T2"], batch_size=12)
+    assert data.mixture == pytest.approx([1 / 3] * 3)
+    data.mixture = [0, 0.5, 0.5]
+    data.setup("fit")
+    assert data.mixture == [0, 0.5, 0.5]
+    assert data._stream.mixture == pytest.approx([0, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"stages": []}, "data.stages"),
+        ({"stages": ["T9"]}, "data.stages"),
+        ({"stages": ["T0"], "unseen": ["T0"]}, "data.stages"),
+        ({"tools": ["DIV"]}, "data.tools"),
+        ({"tools": ["ADD"]}, "data.stages"),  # the tutorial's stages cannot be written
+        ({"batch_size": 0}, "data.batch_size"),
+        ({"batches_per_epoch": 0}, "data.batches_per_epoch"),
+        ({"val_problems": 0}, "data.val_problems"),
+        ({"test_problems": 0}, "data.test_problems"),
+        ({"predict_problems": 0}, "data.predict_problems"),
+        ({"eval_batch_size": 0}, "data.eval_batch_size"),
+        ({"num_workers": -1}, "data.num_workers"),
+        ({"num_workers": 257}, "data.num_workers"),
+    ],
+)
+def test_wrong_options_are_named_before_a_trainer_is_there(options, named):
+    with pytest.raises(ValueError, match=rf"^{named}: got .*expected"):
+        ProblemDataModule(**options)
+
+
+def test_ranks_that_cannot_share_a_batch_are_refused():
+    data = ProblemDataModule(batch_size=12)
+    data.check_split(4)
+    with pytest.raises(ValueError, match=r"^data\.batch_size: got 12, expected .*5"):
+        data.check_split(5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"seed": 4}, "seed_everything"),
+        ({"batch_size": 16}, "data.batch_size"),
+        ({"batches_per_epoch": 5}, "data.batches_per_epoch"),
+    ],
+)
+def test_a_run_goes_on_with_the_problems_that_it_began_with(tmp_path, changed, named):
+    options = {"seed": 3, "batch_size": 8, "batches_per_epoch": 4}
+    saved = ProblemDataModule(**options).state_dict()
+    assert saved == options
+    data = ProblemDataModule(**{**options, **changed})
+    data.load_state_dict(saved)  # nobody trains
+    data.trainer = trainer(tmp_path)
+    data.trainer.state.fn = TrainerFn.TESTING
+    data.load_state_dict(saved)
+    data.trainer.state.fn = TrainerFn.FITTING
+    with pytest.raises(ValueError, match=rf"^{named}: got .* as in the checkpoint"):
+        data.load_state_dict(saved)
+    same = ProblemDataModule(**options)
+    same.trainer = data.trainer
+    same.load_state_dict(saved)
+
+
+def test_a_pattern_of_ones_own_is_a_stage():
+    data = ProblemDataModule([Stage("P", "a*(b-c)")], tools=["MUL", "SUB"], batch_size=4)
+    (batch, *_) = data._stream
+    assert batch.target.tolist() == [a * (b - c) for a, b, c in batch.operands.tolist()]

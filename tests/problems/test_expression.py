@@ -1,61 +1,76 @@
-"""Expressions: read as Python reads them, and programs that compute them."""
+"""Expressions: read as Python reads them, and plans that compute them."""
 
 import itertools
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.strategies import SYMBOL, expressions
-from toolagent_pl import CalculatorMachine, Problems
-from toolagent_pl.machines.calculator import MEMORY_DEPTH
-from toolagent_pl.machines.machine import execute
-from toolagent_pl.machines.rewards import ProgressReward
-from toolagent_pl.problems import STAGES
-from toolagent_pl.problems.expression import evaluate, parse, shortest_program
-from toolagent_pl.tokens import TOOLS, Token
+from tests.reference import ARITHMETIC
+from tests.strategies import MAX_TOKEN, PLAIN, SYMBOL, WITH_MAX, expressions, expressions_with_max
+from toolagent_pl import CalculatorEnv, Problems
+from toolagent_pl.learning.rewards import operators_carried_out
+from toolagent_pl.problems.expression import parse, text_of, textbook_plan, written_tokens
+from toolagent_pl.problems.stages import BUILT_IN
+from toolagent_pl.tools import Token, Tool, Vocabulary
+
+OWN = Vocabulary(WITH_MAX)
+SLOW = ARITHMETIC | {MAX_TOKEN: max}
 
 
-@given(expressions, st.data())
+def value_of(expression):
+    """By the tree, in plain Python."""
+    value = {(i, i + 1): int(leaf) for i, leaf in enumerate(expression.leaves)}
+    for token, start, split, end in expression.tree:
+        value[start, end] = SLOW[token](value[start, split], value[split, end])
+    return value[0, len(expression.leaves)]
+
+
+@given(expressions_with_max, st.data())
 def test_value_is_that_of_python(text, data):
-    blanks = "".join(c if c.isdigit() else f"{c}{' ' * data.draw(st.integers(0, 1))}" for c in text)
-    leaves, tree = parse(blanks)
-    assert evaluate(tree, [int(leaf) for leaf in leaves]) == eval(text)
+    blanks = "".join(c if c.isalnum() else f"{c}{' ' * data.draw(st.integers(0, 1))}" for c in text)
+    assert value_of(parse(blanks, OWN)) == eval(text)
 
 
-def written(tree, leaves):
-    """The expression of a tree, fully bracketed."""
-    text = {(i, i + 1): leaf for i, leaf in enumerate(leaves)}
-    for tool, start, split, end in tree:
-        symbol = {token: symbol for symbol, token in SYMBOL.items()}[tool]
-        text[start, end] = f"({text[start, split]}{symbol}{text[split, end]})"
-    return text[0, len(leaves)]
+def bracketed_text(expression):
+    """The expression of a tree, with all brackets."""
+    text = {(i, i + 1): leaf for i, leaf in enumerate(expression.leaves)}
+    for tool, start, split, end in expression.tree:
+        text[start, end] = f"({text[start, split]}{OWN.symbol(tool)}{text[split, end]})"
+    return text[0, len(expression.leaves)]
 
 
-@given(expressions)
+@given(expressions_with_max)
 def test_what_is_written_from_a_tree_is_read_as_that_tree(text):
-    expression = parse(text)
-    assert parse(written(expression.tree, expression.leaves)) == expression
+    expression = parse(text, OWN)
+    assert parse(bracketed_text(expression), OWN) == expression
 
 
-@given(st.text(max_size=30) | st.text("0123456789*+-() a٣²\n", max_size=30) | st.binary(max_size=30).map(repr))
+@given(st.text(max_size=30) | st.text("0123456789*+-(), a٣²\n", max_size=30) | st.binary(max_size=30).map(repr))
 def test_garbage_is_read_as_python_reads_it_or_refused(text):
     refused = ""
     try:
-        leaves, tree = parse(text)
+        expression = parse(text, PLAIN)
     except ValueError as error:
         refused = str(error)
     if refused:
         assert refused.startswith("expression ")
         assert "\n" not in refused
-    elif not any(leaf.isalpha() for leaf in leaves):
-        assert evaluate(tree, [int(leaf) for leaf in leaves]) == eval(text.strip())
+    else:
+        bare = "".join(text.split())
+        assert set(bare) <= set("0123456789*+-()")
+        plain = "".join(str(int(part)) if part.isdigit() else part for part in split_numbers(bare))
+        assert value_of(expression) == eval(plain)
+
+
+def split_numbers(text):
+    return ["".join(group) for _, group in itertools.groupby(text, lambda c: "0" if c.isdigit() else object())]
 
 
 @st.composite
 def bracketed(draw, start=0, depth=0):
-    """A fully bracketed expression, the end of its tape, and its operators in post-order."""
+    """An expression with all brackets, the end of its tape, and its operators in post-order."""
     if depth == 3 or draw(st.booleans()):
         return draw(st.sampled_from("0123456789")), start + 1, []
     left, split, before = draw(bracketed(start, depth + 1))
@@ -67,7 +82,7 @@ def bracketed(draw, start=0, depth=0):
 @given(bracketed())
 def test_operators_cover_the_spans_that_brackets_say(drawn):
     text, end, operators = drawn
-    leaves, tree = parse(text)
+    leaves, tree = parse(text, PLAIN)
     assert len(leaves) == end
     assert list(tree) == operators
 
@@ -79,90 +94,124 @@ def test_operators_cover_the_spans_that_brackets_say(drawn):
         ("1+2+3", "(1+2)+3"),
         ("2*3*4", "(2*3)*4"),
         ("1+2*3-4", "(1+(2*3))-4"),
-        ("a*b+c", "(a*b)+c"),
+        ("1 max 2*3", "(1 max 2)*3"),  # precedence 3
+        ("1*2 max 3", "1*(2 max 3)"),
+        ("1max2max3", "(1 max 2) max 3"),
+        ("max(1,2)", "1 max 2"),
+        ("max(1-2,3*4)", "(1-2) max (3*4)"),
+        ("5-max ( 1 , 2 )*3", "5-((1 max 2)*3)"),
+        ("max(max(1,2),max(3,4))", "(1 max 2) max (3 max 4)"),
+        ("max((1),(2)) max 3", "(1 max 2) max 3"),
+        ("(max(1,2-3-4))", "1 max ((2-3)-4)"),
     ],
 )
-def test_precedence_and_order(plain, bracketed):
-    assert parse(plain) == parse(bracketed)
+def test_precedence_order_and_calls(plain, bracketed):
+    assert parse(plain, OWN) == parse(bracketed, OWN)
 
 
-def test_long_expressions_do_not_exhaust_the_stack():
-    leaves, tree = parse("+".join("1" * 500))
-    assert evaluate(tree, [1] * len(leaves)) == 500
+@pytest.mark.parametrize("precedence", [1, 2, 3])
+def test_a_tool_binds_as_tightly_as_it_says(precedence):
+    vocabulary = Vocabulary((*WITH_MAX[:3], Tool("AVG", "~", precedence, torch.add)))
+    first = {1: "(1+2*3)~4", 2: "1+((2*3)~4)", 3: "1+2*(3~4)"}[precedence]
+    assert parse("1+2*3~4", vocabulary) == parse(first, vocabulary)
+    then = {1: "(1~2)+3", 2: "(1~2)+3", 3: "(1~2)+3"}[precedence]
+    assert parse("1~2+3", vocabulary) == parse(then, vocabulary)
+    last = {1: "1~(2*3)", 2: "(1~2)*3", 3: "(1~2)*3"}[precedence]
+    assert parse("1~2*3", vocabulary) == parse(last, vocabulary)
+
+
+def test_letters_stand_for_operands_in_patterns_only():
+    assert parse("a*b+c", PLAIN, names=True).leaves == ("a", "b", "c")
+    assert parse("a*b+c", PLAIN, names=True).tree == parse("(1*2)+3", PLAIN).tree
+    for text, names in [("a*b", False), ("a*2", True), ("ab*c", True), ("", True)]:
+        with pytest.raises(ValueError, match=r"^expression .*expected whole numbers"):
+            parse(text, PLAIN, names=names)
+
+
+def test_long_and_deep_expressions_are_read():
+    assert value_of(parse("+".join("1" * 500), PLAIN)) == 500
+    assert value_of(parse("1-(" * 1500 + "1" + ")" * 1500, PLAIN)) == 1
+    assert parse("(" * 4000 + "1" + ")" * 4000, PLAIN).leaves == ("1",)
+    assert value_of(parse("max(1," * 1000 + "2" + ")" * 1000, OWN)) == 2
+    assert Problems.from_expressions(["(" * 4000 + "8" + ")" * 4000]).target.tolist() == [8]
 
 
 WRONG = [
-    "",
-    " ",
-    "1+",
-    "(1",
-    "1 2",
-    "1/2",
-    "2**3",
-    "-1",
-    "1-(-2)",
-    "1,2",
-    "ab",
-    "1.5",
-    "1\n+2",
-    "1e5",
-    "007",
-    "()",
-    "2(3)",
+    ("", "is empty"),
+    (" ", "is empty"),
+    ("1+", "ends where an operand should be"),
+    ("(1", "a bracket is not closed"),
+    ("max(1,2", "a bracket is not closed"),
+    ("1)", "a bracket closes that was not opened"),
+    ("1 2", "got '2' where an operator should be"),
+    ("1/2", "got '/' where an operator should be"),
+    ("2**3", "got '*' where an operand should be"),
+    ("-1", "got '-' where an operand should be"),
+    ("1-(-2)", "got '-' where an operand should be"),
+    ("1,2", "got ',' outside of a call"),
+    ("(1,2)", "got ',' outside of a call with two operands"),
+    ("max(1,2,3)", "got ',' outside of a call with two operands"),
+    ("max((1,2))", "got ',' outside of a call with two operands"),
+    ("max(1)", "a call has one operand, expected two"),
+    ("max(1,)", "got ')' where an operand should be"),
+    ("max(,1)", "got ',' where an operand should be"),
+    ("max 1", "got 'max' where an operand should be"),
+    ("maximum(1,2)", "got 'max' where an operand should be"),
+    ("ab", "got 'ab' where an operand should be"),
+    ("1.5", "got '.' where an operator should be"),
+    ("1e5", "got 'e5' where an operator should be"),
+    ("()", "got ')' where an operand should be"),
+    ("2(3)", "got '(' where an operator should be"),
+    ("0b11", "got 'b11' where an operator should be"),
+    ("1or 2", "got 'or' where an operator should be"),
+    ("٣", "got '٣' where an operand should be"),
+    ("1\n/\n2", "got '/' where an operator should be"),
 ]
-WRONG += ["0b11", "0x1+2", "1or 2"]
 
 
-@pytest.mark.parametrize("text", WRONG)
-def test_what_cannot_be_read_is_named_in_one_line(text):
+@pytest.mark.parametrize(("text", "reason"), WRONG)
+def test_what_cannot_be_read_is_named_in_one_line(text, reason):
     with pytest.raises(ValueError, match=r"^expression ") as error:
-        parse(text)
-    assert repr(text) in str(error.value)
+        parse(text, OWN)
+    assert str(error.value) == f"expression {text!r}: {reason}; expected whole numbers, * + - max, and brackets"
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     "text",
-    [f"-({'+'.join('1' * 900)})", "(" * 100_000, "9" * 5000, "-" * 100_000 + "1", "1-(" * 5000 + "1" + ")" * 5000],
-    ids=["sum", "brackets", "digits", "signs", "nested"],
+    [f"-({'+'.join('1' * 900)})", "(" * 100_000, "9" * 20_000, "-" * 100_000 + "1", "1+" + "x" * 5000],
+    ids=["sum", "brackets", "digits", "signs", "word"],
 )
 def test_long_texts_that_cannot_be_read_are_named_in_short(text):
     with pytest.raises(ValueError, match=r"^expression ") as error:
-        parse(text)
-    assert text[:200] in str(error.value)
-    assert len(str(error.value)) < 600
-
-
-def memory_needed(program):
-    heights = itertools.accumulate((action == Token.STO) - (action == Token.RCL) for action in program)
-    return max(heights)
+        parse(text, PLAIN)
+    assert text[:60] in str(error.value)
+    assert len(str(error.value)) < 250
 
 
 @given(expressions)
-def test_shortest_program_is_right(text):
-    program = shortest_program(parse(text).tree)
-    assume(memory_needed(program) <= MEMORY_DEPTH)
-    outcome = CalculatorMachine().run(Problems.from_expressions([text]), torch.tensor([program]))
-    assert outcome.correct.item()
-    assert outcome.steps.item() == len(program)
+def test_a_prompt_reads_as_it_was_written(text):
+    tokens = written_tokens(text, PLAIN)
+    assert tokens[-1] == Token.CTX
+    assert text_of([*tokens, Token.EOS, 3], PLAIN) == text
 
 
-def carried_out(form, programs):
-    """Which programs compute the form operator by operator, and are right for every choice of digits tried."""
+def carried_out(form, plans):
+    """Which plans compute the form operator by operator, and are right for every choice of digits tried."""
     texts = [form.translate(str.maketrans("abcde", digits)) for digits in ("72593", "38642")]
-    machine, reward = CalculatorMachine(), ProgressReward(weight=1)
-    complete = torch.ones(len(programs), dtype=torch.bool)
+    env = CalculatorEnv()
+    complete = torch.ones(len(plans), dtype=torch.bool)
     for text in texts:
-        problems = Problems.from_expressions([text]).select(torch.zeros(len(programs), dtype=torch.int64))
-        final = execute(machine, problems, programs)[-1]
-        complete &= reward(machine, final, programs.T).sum(0) == 1 + len(parse(text).tree)
+        problems = Problems.from_expressions([text]).select(torch.zeros(len(plans), dtype=torch.int64))
+        operators = operators_carried_out(env, problems, plans.T).sum(0)
+        complete &= env.run(problems, plans).correct & (operators == len(parse(text, PLAIN).tree))
     return complete
 
 
-def all_programs(length):
+def all_plans(length):
     """All that end with their only ANS; what comes after an ANS changes nothing."""
-    others = [tool for tool in TOOLS if tool != Token.ANS]
-    return torch.tensor([[*tools, Token.ANS] for tools in itertools.product(others, repeat=length - 1)])
+    others = [int(call) for call in PLAIN.actions if call != Token.ANS]
+    return torch.tensor([[*calls, int(Token.ANS)] for calls in itertools.product(others, repeat=length - 1)])
 
 
 THREE_OPERANDS = [
@@ -170,27 +219,29 @@ THREE_OPERANDS = [
 ]
 
 
-@pytest.mark.parametrize("form", ["a*b", *THREE_OPERANDS, STAGES["T1"].template])
-def test_no_shorter_program_carries_out_all_operators(form):
-    shortest = shortest_program(parse(form).tree)
+@pytest.mark.parametrize("form", ["a*b", *THREE_OPERANDS, BUILT_IN["T1"].pattern])
+def test_no_shorter_plan_carries_out_all_operators(form):
+    shortest = textbook_plan(parse(form, PLAIN, names=True).tree)
     assert carried_out(form, torch.tensor([shortest])).all()
     for length in range(1, len(shortest)):
-        assert not carried_out(form, all_programs(length)).any()
+        assert not carried_out(form, all_plans(length)).any()
 
 
 @pytest.mark.parametrize("name", ["T0", "T1", "T2"])
-def test_no_shorter_program_answers_all_problems_of_a_stage(name):
-    stage = STAGES[name]
-    texts = [stage.written(digits) for digits in ([7, 2, 5, 9, 3], [3, 8, 6, 4, 2], [9, 5, 7, 1, 8])]
-    machine = CalculatorMachine()
-    for length in range(1, len(stage.program)):
-        programs = all_programs(length)
+def test_no_shorter_plan_answers_all_problems_of_a_stage(name):
+    pattern, env = BUILT_IN[name].pattern, CalculatorEnv()
+    texts = [pattern.translate(str.maketrans("abcde", digits)) for digits in ("72593", "38642", "95718")]
+    for length in range(1, len(textbook_plan(parse(pattern, PLAIN, names=True).tree))):
+        plans = all_plans(length)
         for text in texts:  # only those that were right so far are tried on
-            problems = Problems.from_expressions([text]).select(torch.zeros(len(programs), dtype=torch.int64))
-            programs = programs[machine.run(problems, programs).correct]
-        assert not len(programs)
+            problems = Problems.from_expressions([text]).select(torch.zeros(len(plans), dtype=torch.int64))
+            plans = plans[env.run(problems, plans).correct]
+        assert not len(plans)
 
 
-def test_published_programs_of_the_stages():
-    written = {name: " ".join(map(str, stage.program)) for name, stage in STAGES.items()}
+def test_published_plans_of_the_stages():
+    written = {
+        name: " ".join(PLAIN.name(token) for token in textbook_plan(parse(stage.pattern, PLAIN, names=True).tree))
+        for name, stage in BUILT_IN.items()
+    }
     assert written == {"T0": "MUL ADD ANS", "T1": "MUL ADD SUB ANS", "T2": "MUL ADD STO MUL RCL SUB ANS"}

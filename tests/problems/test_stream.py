@@ -7,14 +7,16 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from toolagent_pl import Problems
-from toolagent_pl.problems import Ladder
+from toolagent_pl.problems import Stage, Stages
 from toolagent_pl.problems.stream import FixedProblems, ProblemStream
+from toolagent_pl.randomness import Purpose
+from toolagent_pl.tools import Token
 
-LADDER = Ladder(["T0", "T1", "T2"])
+STAGES = Stages(["T0", "E3", "T2"])
 
 
 def stream(**changes):
-    return ProblemStream(**{"ladder": LADDER, "seed": 5, "batch_size": 24, "batches": 6, **changes})
+    return ProblemStream(**{"stages": STAGES, "seed": 5, "batch_size": 24, "batches": 6, **changes})
 
 
 def loader(of, workers):
@@ -25,17 +27,23 @@ def numbers(batches):
     return [batch.number.tolist() for batch in batches]
 
 
+def widened(problems):
+    """Of one width: prompts are as wide as the longest of their batch, tapes as those of its stages."""
+    pad = torch.nn.functional.pad
+    room = 5 - problems.operands.shape[1]
+    return problems._replace(
+        prompt=pad(problems.prompt, (0, 30 - problems.prompt.shape[1]), value=Token.EOS),
+        operands=pad(problems.operands, (0, room)),
+        places=pad(problems.places, (0, room), value=-1),
+    )
+
+
 def joined(batches):
-    return Problems(*(torch.cat(column) for column in zip(*batches, strict=True)))
-
-
-def written(problems):
-    """Stage and operands as the digits of one number."""
-    return (torch.cat([problems.stage[:, None], problems.operands], 1) * 10 ** torch.arange(6)).sum(1)
+    return Problems(*(torch.cat(column) for column in zip(*map(widened, batches), strict=True)))
 
 
 def assert_same(one, other):
-    for left, right in zip(one, other, strict=True):
+    for left, right in zip(widened(one), widened(other), strict=True):
         assert torch.equal(left, right)
 
 
@@ -49,8 +57,8 @@ def test_ranks_share_the_batches_of_one(ranks):
 @given(
     seed=st.integers(0, 2**32 - 1),
     ranks=st.integers(1, 4),
-    share=st.integers(1, 5),
-    batches=st.integers(1, 4),
+    share=st.integers(1, 3),
+    batches=st.integers(1, 2),
     position=st.integers(0, 2**31),
     mixture=st.lists(st.floats(0.01, 1), min_size=3, max_size=3),
 )
@@ -63,9 +71,9 @@ def test_a_problem_is_a_function_of_seed_and_number(seed, ranks, share, batches,
         parts += [part.batch(position + k) for k in range(batches)]
     problems = joined(parts)
     assert sorted(problems.number.tolist()) == list(range(position * size, (position + batches) * size))
+    alone = stream(seed=seed, batch_size=1, batches=1)
+    alone.mixture = mixture
     for row, number in enumerate(problems.number.tolist()):
-        alone = stream(seed=seed, batch_size=1, batches=1)
-        alone.mixture = mixture
         assert_same(alone.batch(number), problems.select(slice(row, row + 1)))
 
 
@@ -127,19 +135,22 @@ def test_stages_are_mixed_as_asked_for():
 def test_problems_of_a_stage_are_drawn_evenly():
     source = stream(batch_size=20_000, batches=1)
     source.mixture = [0, 0, 1]
-    for digits in joined(source).operands.unbind(1):
+    operands = joined(source).operands
+    assert operands.shape[1] == 5
+    for digits in operands.unbind(1):
         assert (digits.bincount(minlength=10) / 20_000).tolist() == pytest.approx([0.1] * 10, abs=0.012)
 
 
-@pytest.mark.parametrize(("batch_size", "ranks"), [(24, 5), (2, 4), (0, 1)])
+@pytest.mark.parametrize(("batch_size", "ranks"), [(24, 5), (2, 4), (0, 1), (-4, 1)])
 def test_a_batch_that_ranks_cannot_share_is_refused(batch_size, ranks):
     with pytest.raises(ValueError, match=rf"^data\.batch_size: got {batch_size}, expected .*{ranks}"):
         stream(batch_size=batch_size, ranks=ranks)
 
 
-def test_an_epoch_without_batches_is_refused():
-    with pytest.raises(ValueError, match=r"^data\.batches_per_epoch: got 0"):
-        stream(batches=0)
+@pytest.mark.parametrize("batches", [0, -1, 2**31])
+def test_an_epoch_of_no_size_is_refused(batches):
+    with pytest.raises(ValueError, match=rf"^data\.batches_per_epoch: got {batches}"):
+        stream(batches=batches)
 
 
 @pytest.mark.parametrize("shares", [[1, 1], [1, -1, 1], [0, 0, 0], [float("nan"), 1, 1], [float("inf"), 1, 1]])
@@ -148,44 +159,84 @@ def test_a_mixture_without_meaning_is_refused(shares):
         stream().mixture = shares
 
 
+def test_training_never_sees_what_validation_is_made_of():
+    source = stream(batch_size=20_000, batches=1)
+    source.mixture = [1, 0, 0]
+    trained = {tuple(row) for row in joined(source).operands.tolist()}
+    validated = joined(FixedProblems(Stages(["T0"]), Purpose.VALIDATION, 2000, 8192)).operands
+    seen = {tuple(row) for row in validated.tolist()}
+    assert (len(trained), len(seen)) == (900, 100)
+    assert not {row[:3] for row in trained} & seen
+
+
+def fixed(stages=STAGES, purpose=Purpose.TEST, per_stage=7, batch_size=8192, **options):
+    return FixedProblems(stages, purpose, per_stage, batch_size, **options)
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
-@pytest.mark.parametrize("per_stage", [None, 7, 1000])
-def test_fixed_problems_are_shared_out_none_twice(ranks, per_stage):
-    batches = [batch for rank in range(ranks) for batch in FixedProblems(LADDER, per_stage, 8192, rank, ranks)]
-    problems = joined(batches)
-    for position, stage in enumerate(LADDER.stages):
-        wanted = min(per_stage or stage.size, stage.size)
-        mine = problems.select(problems.stage == position)
-        assert mine.size == wanted
-        assert len(written(mine).unique()) == wanted
-    whole = joined(FixedProblems(LADDER, per_stage, 8192))
-    assert torch.equal(written(problems).sort().values, written(whole).sort().values)
+@pytest.mark.parametrize(("per_stage", "whole"), [(7, False), (1000, False), (7, True)])
+def test_fixed_problems_are_shared_out_none_twice(ranks, per_stage, whole):
+    problems = joined(
+        batch for rank in range(ranks) for batch in fixed(per_stage=per_stage, whole=whole, rank=rank, ranks=ranks)
+    )
+    for position in range(3):
+        wanted = (STAGES.size(position) if whole else None) or per_stage
+        assert sorted(problems.number[problems.stage == position].tolist()) == list(range(wanted))
+    order = (problems.stage * 100_000 + problems.number).argsort()
+    assert_same(problems.select(order), joined(fixed(per_stage=per_stage, whole=whole)))
 
 
+def test_small_stages_are_taken_whole_and_others_by_a_held_out_sample():
+    problems = joined(fixed(per_stage=50, whole=True))
+    assert problems.stage.bincount().tolist() == [1000, 50, 100_000]
+    for position in (0, 2):
+        assert len(problems.operands[problems.stage == position].unique(dim=0)) == STAGES.size(position)
+    sample = joined(fixed(per_stage=50))
+    assert_same(problems.select(problems.stage == 1), sample.select(sample.stage == 1))
+
+
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("per_stage", [1, 2])
-def test_more_ranks_than_fixed_problems(per_stage):
-    shares = [FixedProblems(LADDER, per_stage, 8, rank, ranks=4) for rank in range(4)]
+def test_more_ranks_than_fixed_problems(per_stage, whole):
+    stages = Stages(["E1", "E2", Stage("P", "a-b", digits=2)])  # none that could be enumerated
+    shares = [fixed(stages, per_stage=per_stage, whole=whole, rank=rank, ranks=4) for rank in range(4)]
     batches = [3 if rank < per_stage else 0 for rank in range(4)]
     assert [len(list(share)) for share in shares] == batches
     assert [len(share) for share in shares] == batches
 
 
 def test_fixed_problems_are_the_same_each_time_and_never_mix_stages():
-    fixed = FixedProblems(LADDER, 100, 30)
-    once, again = list(fixed), list(fixed)
-    assert len(once) == len(fixed) == 12
+    problems = fixed(per_stage=100, batch_size=30)
+    once, again = list(problems), list(problems)
+    assert len(once) == len(problems) == 12
     assert all(batch.size <= 30 and len(batch.stage.unique()) == 1 for batch in once)
     assert_same(joined(once), joined(again))
 
 
+def test_purposes_have_samples_of_their_own():
+    one, other = joined(fixed(per_stage=1000)), joined(fixed(per_stage=1000, purpose=Purpose.VALIDATION))
+    assert (one.operands == other.operands).all(1).float().mean() < 0.02
+
+
 def test_a_fixed_sample_is_spread_over_its_stage():
-    problems = joined(FixedProblems(LADDER, 200, 1000))
-    for position, stage in enumerate(LADDER.stages):
-        for digits in problems.select(problems.stage == position).operands[:, : stage.operands].unbind(1):
-            assert digits.bincount(minlength=10).min() > 0
+    problems = joined(fixed(per_stage=400))
+    for position in range(3):
+        mine = problems.select(problems.stage == position)
+        for digits in mine.operands[:, : mine.length[0]].unbind(1):
+            assert digits.bincount(minlength=10).min() > 10
 
 
-@pytest.mark.parametrize(("per_stage", "batch_size"), [(0, 8), (8, 0)])
-def test_fixed_problems_of_no_size_are_refused(per_stage, batch_size):
-    with pytest.raises(ValueError, match=r"^data\..*: got 0, expected at least 1"):
-        FixedProblems(LADDER, per_stage, batch_size)
+@pytest.mark.parametrize(
+    ("purpose", "per_stage", "batch_size", "option"),
+    [
+        (Purpose.TEST, 0, 8, "test_problems"),
+        (Purpose.VALIDATION, 0, 8, "val_problems"),
+        (Purpose.PREDICT, -1, 8, "predict_problems"),
+        (Purpose.TEST, 2**24 + 1, 8, "test_problems"),
+        (Purpose.TEST, 8, 0, "eval_batch_size"),
+        (Purpose.TEST, 8, 2**24 + 1, "eval_batch_size"),
+    ],
+)
+def test_fixed_problems_of_no_size_are_refused(purpose, per_stage, batch_size, option):
+    with pytest.raises(ValueError, match=rf"^data\.{option}: got -?\d+, expected at least 1 and at most 16777216"):
+        FixedProblems(STAGES, purpose, per_stage, batch_size)

@@ -1,6 +1,8 @@
-"""Agents: networks that choose the next token."""
+"""Agents: networks that choose the next action."""
 
-from toolagent_pl.agents.actor_critic import ActorCritic
-from toolagent_pl.agents.agent import Agent, Judgement, Network, Recurrence
+from toolagent_pl.agents.agent import Agent, Cache, Evaluation, Policy, Rollout
+from toolagent_pl.agents.blind import BlindAgent
+from toolagent_pl.agents.reader import Reader
+from toolagent_pl.agents.transformer import TransformerReader
 
-__all__ = ["ActorCritic", "Agent", "Judgement", "Network", "Recurrence"]
+__all__ = ["Agent", "BlindAgent", "Cache", "Evaluation", "Policy", "Reader", "Rollout", "TransformerReader"]

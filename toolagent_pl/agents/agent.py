@@ -1,169 +1,192 @@
-"""What an agent is: a recurrent network that is told the problem once, and hears the tokens that it emits."""
+"""What an agent is, what it did in a batch of episodes, and what it thinks of that."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from toolagent_pl.envs import EnvSpec, Observation, Outcome
 from toolagent_pl.problems import Problems
 
-
-class Recurrence(ABC):
-    """The states of an agent in a batch of ``B`` episodes: stepped while acting, replayed while learning."""
-
-    @abstractmethod
-    def step(self, heard: Tensor, kept: Tensor | None = None) -> Tensor:
-        """State after one more token heard, without gradients.
-
-        Args:
-            heard: int64 ``[K]``: CTX first, then the agent's own tokens.
-            kept: int64 ``[K]``, which rows of the step before go on, in ascending order; None for all of them.
-
-        Returns:
-            ``[K, d]``.
-        """
-
-    @abstractmethod
-    def replay(self) -> Tensor:
-        """The states after all steps taken, one step after the other, with gradients; ``[N, d]``."""
+Cache = Any  # a pytree of tensors whose first dimension is B
 
 
-class Judgement(NamedTuple):
-    """What an agent thinks of choices that were made, float32 tensors of the same shape.
+class Policy(NamedTuple):
+    """What an agent decodes before an action.
 
     Attributes:
-        log_prob: Log-probability of the choice.
+        logits: float ``[B, A]``, of the agent's actions.
+        value: float ``[B]``, the expected return from here on; None for an agent without a critic.
+    """
+
+    logits: Tensor
+    value: Tensor | None
+
+
+class Evaluation(NamedTuple):
+    """What an agent thinks of actions that were taken, float32 ``[T, N]`` each; 0 after the end of an episode.
+
+    Attributes:
+        log_prob: Log-probability of the action.
         entropy: Of the policy that it was drawn from, in nats.
-        value: The expected return from here on.
+        value: The expected return from here on; None for an agent without a critic.
     """
 
     log_prob: Tensor
     entropy: Tensor
-    value: Tensor
+    value: Tensor | None
 
 
-class Network(NamedTuple):
-    """An agent that is a GRU with linear heads and nothing else, which kernels can step.
+class Rollout(NamedTuple):
+    """A record of ``N`` episodes of at most ``T`` steps, detached: there is no graph in it.
+
+    What stands where ``mask`` is false has no meaning.
 
     Attributes:
-        embedding: Of the tokens heard.
-        gru: The states.
-        policy: Gives each token a logit.
-        value: The expected return.
+        problems: The problem of each episode; those of one problem's samples are neighbours.
+        samples: How many episodes there are of each problem.
+        observations: What the tools reported before each action, ``[T, N, ...]``.
+        previous: int64 ``[T, N]``, tokens decoded before: CTX first, then the agent's own.
+        actions: int64 ``[T, N]``, positions in the agent's list of actions.
+        tokens: int64 ``[T, N]``, the same as tokens.
+        mask: bool ``[T, N]``, whether the episode was still running.
+        log_prob: float32 ``[T, N]``, of the actions when they were drawn.
+        value: float32 ``[T, N]``, the expected return before each action; None for an agent without a critic.
+        terminated, truncated: bool ``[N]``, how the episodes ended.
+        idle: int64 ``[N]``, how many calls did not apply.
+        outcome: How the episodes ended.
     """
 
-    embedding: nn.Embedding
-    gru: nn.GRUCell
-    policy: nn.Linear
-    value: nn.Linear
+    problems: Problems
+    samples: int
+    observations: Observation
+    previous: Tensor
+    actions: Tensor
+    tokens: Tensor
+    mask: Tensor
+    log_prob: Tensor
+    value: Tensor | None
+    terminated: Tensor
+    truncated: Tensor
+    idle: Tensor
+    outcome: Outcome
+
+    def select(self, index: Tensor) -> "Rollout":
+        """The episodes at ``index``."""
+
+        def columns(x: Tensor | None) -> Any:
+            return x if x is None else x.index_select(1, index)
+
+        return Rollout(
+            problems=Problems(*(x.index_select(0, index) for x in self.problems)),
+            samples=self.samples,
+            observations=Observation(*map(columns, self.observations)),
+            previous=columns(self.previous),
+            actions=columns(self.actions),
+            tokens=columns(self.tokens),
+            mask=columns(self.mask),
+            log_prob=columns(self.log_prob),
+            value=columns(self.value),
+            terminated=self.terminated[index],
+            truncated=self.truncated[index],
+            idle=self.idle[index],
+            outcome=Outcome(*(x.index_select(0, index) for x in self.outcome)),
+        )
 
 
 class Agent(nn.Module, ABC):
-    """A recurrent actor-critic. Derive from it and name your class in the configuration.
+    """A network that reads a problem once and then decodes one action after another.
+
+    Derive from it and name your class in the configuration. ``prefill`` and ``decode`` are all that it needs.
+
+    Args:
+        spec: The task; the command line fills it in.
+        actions: Names of the tokens that may be chosen; the tools, ANS, STO and RCL without it.
 
     Attributes:
         actions: int64 ``[A]``, the tokens that may be chosen.
+        told_stage: Whether the agent knows stages by their positions, and so can act only on those it is built for.
+        has_critic: Whether it has values, which some algorithms need.
     """
 
     actions: Tensor
+    told_stage = False
+    has_critic = True
+
+    def __init__(self, spec: EnvSpec, actions: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        vocabulary = spec.vocabulary
+        tokens = list(vocabulary.actions) if actions is None else vocabulary.tokens(actions)
+        self.register_buffer("actions", torch.tensor(tokens), persistent=False)
 
     @abstractmethod
-    def encode(self, problems: Problems) -> Tensor:
-        """State before the first token heard, ``[B, d]``."""
-
-    def step(self, hidden: Tensor, heard: Tensor) -> Tensor:
-        """State after one more token heard; enough for an agent that has no faster recurrence.
-
-        Args:
-            hidden: ``[B, d]``.
-            heard: int64 ``[B]``.
+    def prefill(self, problems: Problems) -> Cache:
+        """Read the problems.
 
         Returns:
-            ``[B, d]``.
+            What decoding needs, a pytree of tensors whose first dimension is ``B``.
         """
-        raise NotImplementedError(f"{type(self).__name__} has neither step nor begin")
-
-    def begin(self, hidden: Tensor, horizon: int) -> Recurrence:
-        """Start a batch of episodes.
-
-        Args:
-            hidden: ``[B, d]``, from ``encode``.
-            horizon: Most steps that will be taken.
-        """
-        return _Differentiated(self, hidden)
-
-    def network(self) -> Network | None:
-        """The parts of the agent, where a ``Network`` is all that there is to it after ``encode``; else None."""
-        return None
 
     @abstractmethod
-    def log_policy(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities of ``actions``, float32 ``[..., A]``."""
-
-    def choose(self, hidden: Tensor, noise: Tensor | None) -> Tensor:
-        """An action for each row, int64 ``[K]``, as positions in ``actions``.
+    def decode(self, cache: Cache, previous: Tensor, observation: Observation) -> tuple[Policy, Cache]:
+        """Decide on one action for each problem.
 
         Args:
-            hidden: ``[K, d]``.
-            noise: float32 ``[K]``, between 0 and 1, what to draw with; None for the likeliest action.
+            cache: From ``prefill``, or from the ``decode`` before.
+            previous: int64 ``[B]``, the token before: CTX first, then the agent's own.
+            observation: What the tools report.
         """
-        log_policy = self.log_policy(hidden)
-        if noise is None:
-            return log_policy.contiguous().argmax(1)
-        # Inverse transform sampling: how many cumulated probabilities lie below the noise.
-        return (log_policy.exp_().contiguous().cumsum(1)[:, :-1] < noise[:, None]).sum(1)
 
-    def flop_per_token(self) -> int:
-        """FLOP that training on one action takes at least: 6 for each weight that is multiplied with."""
-        return 6 * sum(
-            weight.numel()
-            for module in self.modules()
-            if not isinstance(module, nn.Embedding)
-            for weight in module.parameters(recurse=False)
-            if weight.ndim > 1
-        )
+    def forward(self, rollout: Rollout) -> Evaluation:
+        """Evaluate actions that were taken, with gradients.
 
-    @abstractmethod
-    def values(self, hidden: Tensor) -> Tensor:
-        """Expected return from here on, float32 ``[...]``."""
+        This is right for every agent. It may be overridden by something faster that gives the same numbers.
+        """
+        cache, steps = self.prefill(rollout.problems), []
+        for t, actions in enumerate(rollout.actions):
+            observation = Observation(*(x[t] for x in rollout.observations))
+            policy, cache = self.decode(cache, rollout.previous[t], observation)
+            steps.append(evaluate(policy, actions))
+        return masked(stacked(steps), rollout.mask)
 
-    def judge(self, hidden: Tensor, choices: Tensor) -> Judgement:
-        """What to learn from, ``[N]`` each, with gradients.
+    def after_update(self, learning_rate: float) -> None:
+        """Keep weights where they belong, without gradients; called after each update.
 
         Args:
-            hidden: ``[N, d]``.
-            choices: int64 ``[N]``, positions in ``actions``.
+            learning_rate: Of the update.
         """
-        log_policy = self.log_policy(hidden)
-        return Judgement(*chosen_and_entropy(log_policy, choices), self.values(hidden))
+
+    def flop_per_token(self) -> float:
+        """FLOP that training on one action takes at least: 6 for each weight, 2 forward and 4 backward.
+
+        Source: Chowdhery et al., "PaLM", 2022, appendix B.
+        """
+        return 6.0 * sum(p.numel() for p in self.parameters() if p.ndim > 1)
 
 
-def chosen_and_entropy(log_policy: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each choice and entropy of each policy, both ``[...]``.
+def evaluate(policy: Policy, actions: Tensor) -> Evaluation:
+    """Log-probability of actions and entropy, in float32.
 
     Args:
-        log_policy: ``[..., A]``.
-        choices: int64 ``[...]``.
+        policy: ``[B, A]``.
+        actions: int64 ``[B]``, positions in the list of actions.
     """
-    log_prob = log_policy.gather(-1, choices[..., None])[..., 0]
-    return log_prob, -(log_policy.exp() * log_policy).sum(-1)
+    log_probs = F.log_softmax(policy.logits.float(), -1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    log_prob = log_probs.gather(-1, actions[..., None])[..., 0]
+    return Evaluation(log_prob, entropy, None if policy.value is None else policy.value.float())
 
 
-class _Differentiated(Recurrence):
-    """Leaves the gradient to autograd: right for every agent that has ``step``."""
+def stacked(steps: Sequence[Evaluation]) -> Evaluation:
+    """Evaluations of ``T`` steps, ``[N]`` each, as one of ``[T, N]``."""
+    log_prob, entropy, value = zip(*steps, strict=True)
+    return Evaluation(torch.stack(log_prob), torch.stack(entropy), None if value[0] is None else torch.stack(value))
 
-    def __init__(self, agent: Agent, hidden: Tensor) -> None:
-        self._agent, self._hidden = agent, hidden
-        self._recording = torch.is_grad_enabled()
-        self._states: list[Tensor] = []
 
-    def step(self, heard: Tensor, kept: Tensor | None = None) -> Tensor:
-        with torch.set_grad_enabled(self._recording):
-            self._hidden = self._agent.step(self._hidden if kept is None else self._hidden[kept], heard)
-        if self._recording:
-            self._states.append(self._hidden)
-        return self._hidden.detach()
-
-    def replay(self) -> Tensor:
-        return torch.cat(self._states)
+def masked(evaluation: Evaluation, mask: Tensor) -> Evaluation:
+    """The evaluation with 0 where ``mask`` is false, whatever stands there."""
+    return Evaluation(*(None if x is None else torch.where(mask, x, 0) for x in evaluation))  # type: ignore[arg-type]

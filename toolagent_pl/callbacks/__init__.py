@@ -4,8 +4,10 @@ from toolagent_pl.callbacks.agreement import RanksAgree
 from toolagent_pl.callbacks.checkpoint import Checkpoint
 from toolagent_pl.callbacks.curriculum import CurriculumCallback
 from toolagent_pl.callbacks.finite import StopOnNonFinite
+from toolagent_pl.callbacks.pictures import Pictures
+from toolagent_pl.callbacks.polish import Polish
 from toolagent_pl.callbacks.progress import EpochLines, ProgressBar
-from toolagent_pl.callbacks.samples import PredictionWriter, SampleTrajectories
+from toolagent_pl.callbacks.samples import PredictionWriter, SampleEpisodes
 from toolagent_pl.callbacks.solved import StopWhenSolved
 from toolagent_pl.callbacks.throughput import Throughput
 
@@ -13,10 +15,12 @@ __all__ = [
     "Checkpoint",
     "CurriculumCallback",
     "EpochLines",
+    "Pictures",
+    "Polish",
     "PredictionWriter",
     "ProgressBar",
     "RanksAgree",
-    "SampleTrajectories",
+    "SampleEpisodes",
     "StopOnNonFinite",
     "StopWhenSolved",
     "Throughput",

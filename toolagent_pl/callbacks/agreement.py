@@ -5,8 +5,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from toolagent_pl.callbacks.curriculum import CurriculumCallback
+from toolagent_pl.callbacks.polish import Polish
+from toolagent_pl.module import ToolAgent
 
-COMPARED = ("weights", "step", "curriculum", "curriculum")  # a name for each number that ``_state`` gives
+# A name for each number that ``_state`` gives.
+COMPARED = ("weights", "step", "weight of the entropy", "curriculum", "curriculum", "polishing")
 
 
 class RanksDisagreeError(RuntimeError):
@@ -20,11 +23,17 @@ def checksum(module: torch.nn.Module) -> Tensor:
 
 
 def _state(trainer: Trainer, module: LightningModule) -> Tensor:
-    """What must be equal on all ranks, ``[4]``."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set where Lightning connects them
-    curriculum = next((c for c in callbacks if isinstance(c, CurriculumCallback)), None)
-    place = (curriculum.entry, curriculum.epochs) if curriculum else (0, 0)
-    return torch.cat([checksum(module)[None], torch.tensor((trainer.global_step, *place), device=module.device)])
+    """What must be equal on all ranks, ``[6]``."""
+    assert isinstance(module, ToolAgent)
+    place = [module.batches_seen, 0, 0, 0]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set where Lightning connects them
+        if isinstance(callback, CurriculumCallback):
+            place[1:3] = callback.entry, callback.epochs
+        elif isinstance(callback, Polish) and callback.since is not None:
+            place[3] = 1 + callback.since
+    ent_coef = module.ent_coef.double().to(module.device).view(torch.int64)
+    step, *places = torch.tensor(place, device=module.device)
+    return torch.stack([checksum(module), step, ent_coef, *places])
 
 
 class RanksAgree(Callback):
@@ -49,12 +58,12 @@ class RanksAgree(Callback):
         """
         if trainer.world_size == 1:
             return
-        states = trainer.strategy.all_gather(_state(trainer, module))  # [ranks, 4]
+        states = trainer.strategy.all_gather(_state(trainer, module))  # [ranks, 6]
         wrong = states != states[0]
         ranks = wrong.any(1).nonzero().view(-1).tolist()
         if ranks:
             differing = dict.fromkeys(name for name, bad in zip(COMPARED, wrong.any(0).tolist(), strict=True) if bad)
             raise RanksDisagreeError(
-                f"step {trainer.global_step}: {' and '.join(differing)} of rank {', '.join(map(str, ranks))} differ "
+                f"step {module.batches_seen}: {' and '.join(differing)} of rank {', '.join(map(str, ranks))} differ "
                 "from rank 0; the run is stopped, since its ranks no longer train one model"
             )

@@ -1,14 +1,18 @@
 """Checkpoints to resume from: every few updates, at the end, and when the run is told to stop."""
 
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from torch import Tensor, distributed
 
+from toolagent_pl.module import ToolAgent
+
+LAST = "last.ckpt"
 STOP_SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
 
 
@@ -19,43 +23,44 @@ class Question(NamedTuple):
     work: distributed.Work
 
 
-class Checkpoint(ModelCheckpoint):
+class Checkpoint(LightningCheckpoint):
     """Keeps ``last.ckpt``, from which a run goes on as if it had never stopped.
 
-    It is written every few updates and at the end of training. On SIGTERM, SIGUSR1 (sent by SLURM before
+    It is written every few batches and at the end of training. On SIGTERM, SIGUSR1 (sent by SLURM before
     it takes a machine away) and Ctrl-C it is written after the batch under way, and the process ends with
     128 plus the number of the signal. A second signal ends it at once. Of several ranks it is enough if one
     gets the signal: all of them stop after the same batch, one or two later.
 
     Args:
-        every_n_train_steps: Updates between two checkpoints.
-        dirpath: Where to write; the log directory's ``checkpoints`` without it.
+        every_n_batches: Training batches between two checkpoints.
+        dirpath: Where to write, in place of ``checkpoints`` in the directory of the run.
 
     Raises:
-        ValueError: If ``every_n_train_steps`` is not positive.
+        ValueError: If ``every_n_batches`` is not positive.
     """
 
-    def __init__(self, every_n_train_steps: int = 50, dirpath: str | None = None) -> None:
-        if every_n_train_steps < 1:
-            raise ValueError(f"checkpoint.every_n_train_steps: got {every_n_train_steps}, expected at least 1")
-        super().__init__(
-            dirpath=dirpath,
-            every_n_train_steps=every_n_train_steps,
-            save_top_k=0,
-            save_last=True,
-            enable_version_counter=False,
-        )
+    def __init__(self, every_n_batches: int = 50, dirpath: str | None = None) -> None:
+        if every_n_batches < 1:
+            raise ValueError(f"checkpoint.every_n_batches: got {every_n_batches}, expected at least 1")
+        self.every_n_batches = every_n_batches
+        self.dirpath = None if dirpath is None else Path(dirpath).expanduser()
+        self.last_path: Path | None = None
         self._signal = 0
         self._ranks: distributed.ProcessGroup | None = None
         self._question: Question | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on a place."""
+        folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        self.last_path = Path(trainer.strategy.broadcast(str(folder))) / LAST
+
     def save_now(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``."""
-        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        assert self.last_path is not None
+        trainer.save_checkpoint(self.last_path, weights_only=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to signals. Lightning puts back the handlers that were there when the run ends."""
-        super().on_train_start(trainer, pl_module)
         if trainer.world_size > 1:
             self._ranks = distributed.new_group(backend="gloo")
         for number in STOP_SIGNALS:
@@ -92,12 +97,13 @@ class Checkpoint(ModelCheckpoint):
             self.save_now(trainer)
             raise SystemExit(128 + told)
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save if it is time, or if the run is told to stop."""
-        super().on_train_batch_end(trainer, *args)
-        if not trainer.fit_loop.epoch_loop._should_accumulate():  # half an update cannot be saved
-            self._stop_if_told(trainer)
-            self._ask()
+        assert isinstance(pl_module, ToolAgent)
+        if pl_module.batches_seen % self.every_n_batches == 0:
+            self.save_now(trainer)
+        self._stop_if_told(trainer)
+        self._ask()
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Stop if told; the resumed run repeats the validation. Several ranks stop in the next update.
@@ -117,9 +123,6 @@ class Checkpoint(ModelCheckpoint):
             told = self._told()
         if told:
             raise SystemExit(128 + told)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: ``last.ckpt`` is all there is, and a path that a foreign file names could be deleted later."""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """See to it that a validation that is due, or not finished, is made after resuming.

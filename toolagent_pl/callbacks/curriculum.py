@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
 
 
@@ -12,12 +13,15 @@ class CurriculumCallback(Callback):
     """Goes through a list of stages, by the clock, by mastery, or by whichever comes first.
 
     Args:
-        stages: Positions in the data's list of stages, in the order in which to train on them; a stage that is
-            listed twice gets twice the time.
-        every_n_epochs: Go on to the next entry after this many epochs; None for never.
+        stages: Names of the data's stages, in the order in which to train on them, each entry as long as the others;
+            null for all of the data's in their order. An entry may be a list: the first of its stages is trained on,
+            the others join those that came before.
+        every_n_epochs: Go on to the next entry after this many epochs; null for never.
         advance_at: Go on to the next other stage once validation accuracy on this one is at least this;
-            None for never.
+            null for never.
         review: Share of problems from the stages that came before, in equal parts.
+        ent_targets: Entropy, in nats, that the weight of its bonus is steered to, for each entry; null to leave it to
+            the algorithm.
 
     Raises:
         ValueError: If there is no way to go on, or a number is out of range.
@@ -25,13 +29,14 @@ class CurriculumCallback(Callback):
 
     def __init__(
         self,
-        stages: Sequence[int] = (0, 1, 2),
+        stages: Sequence[str | Sequence[str]] | None = None,
         every_n_epochs: int | None = None,
         advance_at: float | None = None,
         review: float = 0.0,
+        ent_targets: Sequence[float] | None = None,
     ) -> None:
-        if not stages or min(stages) < 0:
-            raise ValueError(f"curriculum.stages: got {list(stages)}, expected positions from 0 in data.stages")
+        if stages is not None and (not stages or not all(stages)):
+            raise ValueError(f"curriculum.stages: got {stages}, expected names of stages, or null for all")
         if every_n_epochs is None and advance_at is None:
             raise ValueError("curriculum: got neither every_n_epochs nor advance_at, expected at least one of them")
         if every_n_epochs is not None and every_n_epochs < 1:
@@ -40,96 +45,121 @@ class CurriculumCallback(Callback):
             raise ValueError(f"curriculum.advance_at: got {advance_at}, expected more than 0 and at most 1, or null")
         if not 0 <= review < 1:
             raise ValueError(f"curriculum.review: got {review}, expected at least 0 and less than 1")
-        self.stages = list(stages)
+        if ent_targets is not None and not all(0 <= target < float("inf") for target in ent_targets):
+            raise ValueError(f"curriculum.ent_targets: got {list(ent_targets)}, expected numbers of at least 0")
+        self.names = (
+            None if stages is None else [[entry] if isinstance(entry, str) else list(entry) for entry in stages]
+        )
         self.every_n_epochs, self.advance_at, self.review = every_n_epochs, advance_at, review
-        self.entry = 0  # position in ``stages``
+        self.ent_targets = ent_targets
+        self.entries: list[list[int]] = []  # positions in the data's list of stages
+        self.entry = 0
         self.epochs = 0  # finished in this entry
+        self.seen = 0  # batches, when an epoch was last counted
 
     @property
     def stage(self) -> int:
         """The current stage, as a position in the data's list of stages."""
-        return self.stages[self.entry]
+        return self.entries[self.entry][0]
 
-    def stage_name(self, trainer: Trainer) -> str:
-        """Name of the current stage."""
-        return self._data(trainer).ladder.names[self.stage]
+    @property
+    def at_last_stage(self) -> bool:
+        """Whether there is nothing to go on to."""
+        return self.entry + 1 == len(self.entries)
 
-    def mixture(self, ladder_length: int) -> list[float]:
-        """Share of each stage of the ladder."""
-        earlier = set(self.stages[: self.entry]) - {self.stage}
-        shares = [0.0] * ladder_length
+    def mixture(self, count: int) -> list[float]:
+        """Share of each of the data's stages."""
+        earlier = {stage for entry in self.entries[: self.entry + 1] for stage in entry} - {self.stage}
+        shares = [0.0] * count
         for stage in earlier:
             shares[stage] = self.review / len(earlier)
         shares[self.stage] = 1.0 - sum(shares)
         return shares
 
-    def check_ladder(self, names: Sequence[str]) -> None:
+    def check_stages(self, names: Sequence[str]) -> None:
         """Refuse stages that the data does not have.
 
         Args:
             names: Of the stages in the data.
 
         Raises:
-            ValueError: If a position is not one of theirs.
+            ValueError: If one is not among them, or there is another number of entropy targets.
         """
-        if max(self.stages) >= len(names):
-            raise ValueError(
-                f"curriculum.stages: got {self.stages}, expected positions from 0 to {len(names) - 1} "
-                f"in data.stages, {list(names)}"
-            )
+        wanted = self.names or [[name] for name in names]
+        for name in (name for entry in wanted for name in entry):
+            if name not in names:
+                raise ValueError(f"curriculum.stages: got {name}, expected some of data.stages, {', '.join(names)}")
+        if self.ent_targets is not None and len(self.ent_targets) != len(wanted):
+            got = list(self.ent_targets)
+            raise ValueError(f"curriculum.ent_targets: got {got}, expected {len(wanted)} numbers, one for each entry")
+        self.entries = [[list(names).index(name) for name in entry] for entry in wanted]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the stages before the run; other commands than ``fit`` have no use for them."""
-        if stage != "fit":
-            return
-        self.check_ladder(self._data(trainer).ladder.names)
+        if stage == "fit":
+            self.check_stages(_data(trainer).stages.names)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start where the state says, which may come from a checkpoint. Later, workers would have begun."""
-        self._apply(trainer)
+        """Start where the state says, which may come from a checkpoint. Later, workers would have begun.
+
+        Raises:
+            ValueError: If the list is now too short for it.
+        """
+        if self.entry >= len(self.entries):
+            raise ValueError(
+                f"curriculum.stages: got {len(self.entries)} entries, expected more than {self.entry}, where the "
+                "checkpoint is"
+            )
+        self._apply(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the stage, and go on if it is time. All ranks decide alike: validation is synchronised."""
+        assert isinstance(pl_module, ToolAgent)
+        data = _data(trainer)
+        if pl_module.batches_seen == self.seen or pl_module.batches_seen % data.batches_per_epoch:
+            return  # going on after a stop, Lightning ends an epoch again; or this one was cut short, and goes on later
+        self.seen = pl_module.batches_seen
         pl_module.log("train/stage", float(self.stage))
         self.epochs += 1
-        accuracy = trainer.callback_metrics.get(f"val/{self.stage_name(trainer)}_accuracy")
+        accuracy = trainer.callback_metrics.get(f"val/{data.stages.names[self.stage]}_accuracy")
         if self.advance_at is not None and accuracy is not None and accuracy >= self.advance_at:
-            others = [i for i in range(self.entry, len(self.stages)) if self.stages[i] != self.stage]
+            others = [i for i in range(self.entry, len(self.entries)) if self.entries[i][0] != self.stage]
             if others:
                 self.entry, self.epochs = others[0], 0
-        elif (
-            self.every_n_epochs is not None and self.epochs >= self.every_n_epochs and self.entry + 1 < len(self.stages)
-        ):
+        elif self.every_n_epochs is not None and self.epochs >= self.every_n_epochs and not self.at_last_stage:
             self.entry, self.epochs = self.entry + 1, 0
-        self._apply(trainer)
+        self._apply(trainer, pl_module)
 
-    def _apply(self, trainer: Trainer) -> None:
-        data = self._data(trainer)
-        data.mixture = self.mixture(len(data.ladder))
+    def _apply(self, trainer: Trainer, module: LightningModule) -> None:
+        """Set what follows from the state."""
+        assert isinstance(module, ToolAgent)
+        data = _data(trainer)
+        data.mixture = self.mixture(len(data.stages))
+        if self.ent_targets is not None:
+            module.ent_target = self.ent_targets[self.entry]
 
-    @staticmethod
-    def _data(trainer: Trainer) -> ProblemDataModule:
-        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, not declared
-        if not isinstance(data, ProblemDataModule):
-            raise ValueError(f"datamodule: got {type(data).__name__}, expected ProblemDataModule for a curriculum")
-        return data
+    def stage_name(self, trainer: Trainer) -> str:
+        """Name of the current stage."""
+        return _data(trainer).stages.names[self.stage]
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the list the run is."""
-        return {"entry": self.entry, "epochs": self.epochs}
+        return {name: getattr(self, name) for name in ("entry", "epochs", "seen")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there.
 
         Raises:
-            ValueError: If the list is now too short for it.
+            ValueError: If it is no such state.
         """
-        entry, epochs = state_dict["entry"], state_dict["epochs"]
-        if type(entry) is not int or type(epochs) is not int:
-            raise ValueError(f"the curriculum is at {entry!r} since {epochs!r} epochs")
-        if not 0 <= entry < len(self.stages):
-            raise ValueError(
-                f"curriculum.stages: got {self.stages}, expected more than {entry} of them, "
-                "as in the checkpoint to resume from"
-            )
-        self.entry, self.epochs = entry, epochs
+        counts = [state_dict[name] for name in ("entry", "epochs", "seen")]
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise ValueError(f"the curriculum is at {state_dict!r}")
+        self.entry, self.epochs, self.seen = counts
+
+
+def _data(trainer: Trainer) -> ProblemDataModule:
+    data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, not declared
+    if not isinstance(data, ProblemDataModule):
+        raise ValueError(f"datamodule: got {type(data).__name__}, expected ProblemDataModule for a curriculum")
+    return data

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
+from toolagent_pl.callbacks.checkpoint import Checkpoint
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems import Problems
 
@@ -27,12 +27,12 @@ class StopOnNonFinite(Callback):
     """
 
     def __init__(self) -> None:
-        self._batches: list[Problems] = []  # of the update under way
-        self._updates: list[tuple[int, list[Problems], Tensor]] = []  # not looked at: step, batches, gradient norm
+        self._batch: Problems | None = None  # the one under way
+        self._updates: list[tuple[int, Problems, Tensor]] = []  # not looked at: batches seen before, batch, norm
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Problems, *args: Any) -> None:
-        """Keep the batch until its gradient was looked at."""
-        self._batches.append(batch)
+        """Keep the batch until its gradients were looked at."""
+        self._batch = batch
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at the gradients, or note them.
@@ -42,14 +42,12 @@ class StopOnNonFinite(Callback):
         """
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # of the loss, in 16-mixed
         if scaler is not None and scaler.get_scale() > 1:
-            self._batches = []
             return  # it leaves out updates whose gradients overflow, and halves its scale
         assert isinstance(pl_module, ToolAgent)
         norm = pl_module.gradient_norm(optimizer)
-        self._updates.append((trainer.global_step, self._batches, norm))
-        self._batches = []
-        step = trainer.global_step + 1
-        if norm.device.type == "cpu" or step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        assert self._batch is not None
+        self._updates.append((pl_module.batches_seen, self._batch, norm))
+        if norm.device.type == "cpu" or pl_module.is_logging_batch():
             self._look(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -64,11 +62,13 @@ class StopOnNonFinite(Callback):
         updates, self._updates = self._updates, []
         if not updates or bool(torch.isfinite(torch.stack([norm for _, _, norm in updates])).all()):
             return
-        step, batches, norm = next(update for update in updates if not torch.isfinite(update[2]))
-        saved = [c.last_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        last = next((path for path in saved if path), "none was written yet")
-        file = Path(trainer.log_dir or ".") / f"not_finite_step{step}.rank{trainer.global_rank}.pt"
-        torch.save({"step": step, "batches": [tuple(batch) for batch in batches]}, file)
+        step, batch, norm = next(update for update in updates if not torch.isfinite(update[2]))
+        saved = [c.last_path for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoint)]
+        last = next((path for path in saved if path and path.exists()), "none was written yet")
+        file = (
+            last.parent.parent if isinstance(last, Path) else Path(trainer.log_dir or ".")
+        ) / f"not_finite_step{step}.rank{trainer.global_rank}.pt"
+        torch.save({"step": step, "batch": batch._asdict()}, file)
         raise NonFiniteError(
             f"step {step}: loss or gradient is not finite (gradient norm {float(norm)}); the weights "
             f"of the steps before are good, last checkpoint: {last}; the batch is in {file}"

@@ -4,6 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from toolagent_pl.callbacks.curriculum import CurriculumCallback
+from toolagent_pl.module import ToolAgent
 
 
 def headline(trainer: Trainer) -> dict[str, str]:
@@ -18,7 +19,7 @@ def headline(trainer: Trainer) -> dict[str, str]:
             items["reward"] = f"{float(metrics['train/reward']):.3f}"
         if "throughput/tokens_per_second" in metrics:
             items["tokens/s"] = f"{float(metrics['throughput/tokens_per_second']):,.0f}"
-            items["problems/s"] = f"{float(metrics['throughput/problems_per_second']):,.0f}"
+            items["episodes/s"] = f"{float(metrics['throughput/episodes_per_second']):,.0f}"
             items["MFU"] = f"{100 * float(metrics['throughput/mfu']):.1f}%"
     for name, value in metrics.items():
         prefix, _, rest = name.partition("/")
@@ -53,6 +54,7 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print it."""
+        assert isinstance(pl_module, ToolAgent)
         if trainer.is_global_zero:
             shown = ", ".join(f"{name} {value}" for name, value in headline(trainer).items())
-            print(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {shown}", flush=True)
+            print(f"epoch {trainer.current_epoch}, step {pl_module.batches_seen}: {shown}", flush=True)

@@ -9,27 +9,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from toolagent_pl.learning.rollout import Rollout
+from toolagent_pl.agents import Rollout
+from toolagent_pl.episodes import Episode, episodes
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems import Problems
 from toolagent_pl.problems.stream import FixedProblems
-from toolagent_pl.trajectories import Trajectory, trajectories
-
-
-def describe(module: ToolAgent, episodes: Rollout) -> list[Trajectory]:
-    """The episodes of a module, one by one."""
-    rewards = module.reward(module.machine, episodes.final, episodes.tokens)
-    return trajectories(module.ladder, module.machine, episodes, rewards)
+from toolagent_pl.randomness import Purpose
 
 
 @torch.no_grad()
-def sample_trajectories(module: ToolAgent, per_stage: int) -> Iterator[list[Trajectory]]:
+def sample_episodes(module: ToolAgent, per_stage: int) -> Iterator[list[Episode]]:
     """Greedy episodes on the same few problems each time, stage after stage."""
-    for problems in FixedProblems(module.ladder, per_stage, batch_size=per_stage, device=module.device):
-        yield describe(module, module.act(problems))
+    problems = FixedProblems(module.stages, Purpose.PREDICT, per_stage, batch_size=per_stage, device=module.device)
+    for batch in problems:
+        yield episodes(module.act(batch), module.env, module.stages.names)
 
 
-class SampleTrajectories(Callback):
+class SampleEpisodes(Callback):
     """Shows in TensorBoard, as text, what the agent does on the same few problems after each validation.
 
     Args:
@@ -50,10 +46,10 @@ class SampleTrajectories(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or not writers:
             return
         assert isinstance(pl_module, ToolAgent)
-        for sample in sample_trajectories(pl_module, self.per_stage):
-            text = "\n".join(f"    {trajectory}" for trajectory in sample)  # indented: a code block in Markdown
+        for sample in sample_episodes(pl_module, self.per_stage):
+            text = "\n".join(f"    {episode}" for episode in sample)  # indented: a code block in Markdown
             for writer in writers:
-                writer.add_text(f"samples/{sample[0].stage}", text, trainer.global_step)
+                writer.add_text(f"samples/{sample[0].stage}", text, pl_module.batches_seen)
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -71,7 +67,7 @@ class PredictionWriter(BasePredictionWriter):
     def target(self, trainer: Trainer) -> Path:
         """The file to write; each rank of several writes its own."""
         if self.path:
-            path = Path(self.path)
+            path = Path(self.path).expanduser()
         elif trainer.ckpt_path:
             path = Path(trainer.ckpt_path).with_suffix(".predictions.jsonl")
         else:
@@ -95,8 +91,8 @@ class PredictionWriter(BasePredictionWriter):
         """Append the episodes of a batch."""
         assert isinstance(pl_module, ToolAgent)
         with self.target(trainer).open("a") as file:
-            for trajectory in describe(pl_module, prediction):
-                file.write(json.dumps(trajectory.as_dict()) + "\n")
+            for episode in episodes(prediction, pl_module.env, pl_module.stages.names):
+                file.write(json.dumps(episode.as_dict()) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the predictions are."""

@@ -7,7 +7,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from toolagent_pl.curves import add_points
+from toolagent_pl.metrics import log_metrics
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems import Problems
 
@@ -18,8 +18,8 @@ GEMM_REPETITIONS = 5
 class Throughput(Callback):
     """Logs the speed of training since it was last logged; validation, and what else comes between, is left out.
 
-    - ``throughput/tokens_per_second``: actions taken, over all ranks.
-    - ``throughput/problems_per_second``: episodes, over all ranks.
+    - ``throughput/tokens_per_second``: actions taken a second, over all ranks.
+    - ``throughput/episodes_per_second``: episodes a second, over all ranks.
     - ``throughput/mfu``: model FLOP utilisation, the FLOP that training on those actions takes at least, over the
       FLOP that the devices could have done. Their peak is that of the data sheet where Lightning knows it (GPUs),
       else that of a matrix product, measured once.
@@ -47,8 +47,8 @@ class Throughput(Callback):
         """Count an update, and log where Lightning does."""
         assert isinstance(pl_module, ToolAgent)
         self._actions = self._actions + pl_module.actions_taken
-        self._problems += batch.size
-        log = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        self._problems += batch.size * pl_module.algorithm.samples_per_problem
+        log = pl_module.batches_seen % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if log:
             counts = torch.stack([self._actions, torch.full_like(self._actions, self._problems)]).double()
             actions, problems = trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # waits for the device
@@ -59,11 +59,11 @@ class Throughput(Callback):
             return
         peak = self._peak_flops(trainer, pl_module) * trainer.world_size
         rate = actions / self._seconds
-        add_points(
+        log_metrics(
             trainer,
             {
                 "throughput/tokens_per_second": rate,
-                "throughput/problems_per_second": problems / self._seconds,
+                "throughput/episodes_per_second": problems / self._seconds,
                 "throughput/mfu": rate * pl_module.agent.flop_per_token() / peak,
             },
         )

@@ -1,153 +1,239 @@
-"""Rollouts: an agent acts on a machine, a whole batch of episodes at once."""
+"""Rollouts: an agent acts in an environment, a whole batch of episodes at once."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from toolagent_pl.agents import Agent, Judgement, Recurrence
-from toolagent_pl.learning import compiled
-from toolagent_pl.machines import Machine, MachineState
+from toolagent_pl.agents import Agent, Evaluation, Policy, Rollout
+from toolagent_pl.agents.agent import evaluate, masked
+from toolagent_pl.envs import Env, Observation
+from toolagent_pl.envs.env import check_returned
 from toolagent_pl.problems import Problems
 from toolagent_pl.randomness import Purpose, random_uniform
-from toolagent_pl.tokens import PADDING, Token
+from toolagent_pl.tools import PADDING, Token
 
-MAX_HORIZON = 64  # draws of action noise that are set aside for each problem
-
-
-class Rollout(NamedTuple):
-    """``B`` episodes of at most ``T`` steps. What stands after the end of an episode has no meaning.
-
-    Attributes:
-        problems: The problems worked on.
-        choices: int64 ``[T, B]``, actions taken as positions in the agent's list of actions.
-        tokens: int64 ``[T, B]``, the same as tokens.
-        mask: bool ``[T, B]``, whether the episode was still running when the action was chosen.
-        final: State of the machine after the last action.
-        judgement: What the agent thinks of all steps, ``[T, B]`` each, with gradients; to be learned from once. None
-            where gradients are disabled.
-    """
-
-    problems: Problems
-    choices: Tensor
-    tokens: Tensor
-    mask: Tensor
-    final: MachineState
-    judgement: Judgement | None
+MOST_STEPS = 2048  # draws of action noise that are set aside for each episode
+MOST_SAMPLES = 1024
+SPARSE = 0.6  # share of running episodes below which the others are dropped from the batch
 
 
-def rollout(
+def collect(
     agent: Agent,
-    machine: Machine,
+    env: Env[Any],
     problems: Problems,
-    horizon: int,
+    *,
+    samples_per_problem: int = 1,
     seed: int | None = None,
-    past_end: bool = False,
-    choices: Tensor | None = None,
+    continue_after_done: bool = False,
+    actions: Tensor | None = None,
 ) -> Rollout:
-    """Let the agent act. The choices have no gradients; what the agent thinks of them has, where they are enabled.
+    """Let the agent act.
 
-    On a CPU an agent takes no steps after the end of an episode. A GPU would have to be waited for to learn which
-    episodes have ended.
+    On a CPU an agent takes no steps once all episodes have ended, and few in those that have. A GPU would have to be
+    waited for to learn which they are.
 
     Args:
-        horizon: Most actions in an episode, ``T``; fewer are taken where all episodes are seen to have ended.
-        seed: Seed of the action noise, which is a function of (seed, number of the problem, step), so that it
+        samples_per_problem: Episodes of each problem.
+        seed: Seed of the action noise, which is a function of (seed, number of the problem, sample, step), so that it
             does not depend on how a batch is split. None chooses the likeliest action instead.
-        past_end: Take all steps in any case.
-        choices: int64 ``[T, B]``, positions in the agent's list of actions, to be taken whatever the agent would do.
+        continue_after_done: Let the agent decode all steps in any case.
+        actions: int64 ``[T, N]``, positions in the agent's list of actions, to be taken whatever the agent would do.
+
+    Returns:
+        A record without gradients.
 
     Raises:
-        ValueError: If ``choices`` are of another shape or type.
-        IndexError: If one of them is none of the agent's actions.
+        ValueError: If ``actions`` are of another shape or type.
+        TypeError: If what the agent or the environment returns is.
     """
-    if choices is not None and (
-        choices.shape != (horizon, problems.size) or choices.dtype != torch.int64 or choices.device != problems.device
-    ):
-        raise ValueError(
-            f"choices: got {choices.dtype} of shape {list(choices.shape)} on {choices.device}, "
-            f"expected int64 of shape [{horizon}, {problems.size}] on {problems.device}, a row for each step"
-        )
-    hidden = agent.encode(problems)
-    noise = None
-    if seed is not None and choices is None:
-        steps = torch.arange(horizon, device=problems.device)[:, None]
-        noise = random_uniform(seed, Purpose.ACTION, problems.number * MAX_HORIZON + steps)  # [T, B]
     with torch.no_grad():
-        state = machine.start(problems)
-    if found := compiled.kernels_for(agent, hidden, problems.size):
-        played = compiled.play(*found, agent.actions, machine, state, hidden, horizon, noise, choices, past_end)
-        return Rollout(problems, *played)
-    recurrence = agent.begin(hidden, horizon)
-    with torch.no_grad():
-        taken, tokens, mask, state = _step_by_step(agent, machine, state, recurrence, horizon, noise, choices, past_end)
-    judgement = _judged(agent, recurrence, taken, mask) if torch.is_grad_enabled() else None
-    return Rollout(problems, taken, tokens, mask, state, judgement)
+        rollout, _ = _collect(agent, env, problems, samples_per_problem, seed, continue_after_done, actions)
+    return rollout
 
 
-def _step_by_step(
+def collect_and_evaluate(
     agent: Agent,
-    machine: Machine,
-    state: MachineState,
-    recurrence: Recurrence,
-    horizon: int,
-    noise: Tensor | None,
+    env: Env[Any],
+    problems: Problems,
+    *,
+    samples_per_problem: int = 1,
+    seed: int | None = None,
+    continue_after_done: bool = False,
+) -> tuple[Rollout, Evaluation]:
+    """Let the agent act, and hand out what ``Agent.forward`` would say of the rollout, recorded while acting."""
+    rollout, evaluation = _collect(agent, env, problems, samples_per_problem, seed, continue_after_done, None)
+    return rollout, masked(evaluation, rollout.mask) if not continue_after_done else evaluation
+
+
+def _collect(
+    agent: Agent,
+    env: Env[Any],
+    problems: Problems,
+    samples: int,
+    seed: int | None,
+    continue_after_done: bool,
     given: Tensor | None,
-    past_end: bool,
-) -> tuple[Tensor, Tensor, Tensor, MachineState]:
-    """Choices, tokens, mask and the state after all; see ``Rollout``."""
-    size = state.problems.size
-    heard = torch.full_like(state.problems.stage, Token.CTX)
-    kept: Tensor | None = None  # of the episodes running before the last step
-    running: Tensor | None = None  # episodes, None for all of them
-    watch = not past_end and heard.device.type == "cpu" and not torch.compiler.is_compiling()
-    choices, tokens, mask = [], [], []
+) -> tuple[Rollout, Evaluation]:
+    if samples > 1:
+        problems = Problems(*(x.repeat_interleave(samples, 0) for x in problems))
+    size, device = problems.size, problems.device
+    horizon = env.horizon(problems)
+    if given is not None and (given.shape != (horizon, size) or given.dtype != torch.int64):
+        raise ValueError(
+            f"actions: got {given.dtype} of shape {list(given.shape)}, expected int64 of shape [{horizon}, {size}]"
+        )
+    noise = None
+    if seed is not None and given is None:
+        sample = torch.arange(size, device=device) % samples
+        episode = problems.number * MOST_SAMPLES + sample
+        steps = torch.arange(horizon, device=device)[:, None]
+        noise = random_uniform(seed, Purpose.ACTION, episode * MOST_STEPS + steps)  # [T, N]
+    cache = agent.prefill(problems)
+    state = env.reset(problems)
+    final = state  # of all episodes; those that have ended are dropped from ``state``
+    rows: Tensor | None = None  # which episodes are in ``state``, None for all
+    previous = torch.full_like(problems.stage, Token.CTX)
+    drop = device.type == "cpu" and not continue_after_done and not torch.compiler.is_compiling()
+    record = _Record(size)
     for t in range(horizon):
-        hidden = recurrence.step(heard, kept)
-        if given is None:
-            choice = agent.choose(hidden, noise if noise is None else _of(noise[t], running))
+        observation = env.observe(state)
+        policy, cache = agent.decode(cache, previous, observation)
+        if t == 0 and not torch.compiler.is_compiling():
+            check_policy(agent, policy, size)
+        if given is not None:
+            action = _at(given[t], rows)
+        elif noise is None:
+            action = policy.logits.detach().argmax(1)
         else:
-            choice = _of(given[t], running)
-        heard = agent.actions.index_select(0, choice)
-        choices.append(_spread(choice, running, size, 0))
-        tokens.append(_spread(heard, running, size, PADDING))
-        mask.append(~state.done)
-        state = machine.step(state, tokens[-1])
-        if not watch:
+            action = draw(policy, _at(noise[t], rows))
+        token = agent.actions.index_select(0, action)
+        running = ~(state.terminated | state.truncated)
+        record.add(rows, *observation, previous, action, token, running, policy.logits, policy.value)
+        state = env.step(state, token)
+        previous = token
+        if t == 0 and not torch.compiler.is_compiling():
+            check_returned(env, "step", "terminated", state.terminated, torch.bool, [size])
+            check_returned(env, "step", "truncated", state.truncated, torch.bool, [size])
+            check_returned(env, "step", "steps", state.steps, torch.int64, [size])
+        if not drop:
             continue
-        done = _of(state.done, running)
-        kept = (~done).nonzero()[:, 0]
-        if not len(kept):
+        alive = (~(state.terminated | state.truncated)).nonzero()[:, 0]
+        if not len(alive):
             break
-        if len(kept) == len(done):
-            kept = None
-            continue
-        heard, running = _of(heard, kept), kept if running is None else _of(running, kept)
-    return torch.stack(choices), torch.stack(tokens), torch.stack(mask), state
+        if len(alive) < SPARSE * len(token):
+            final = _put(final, state, rows)
+            rows = _at(alive, None) if rows is None else rows.index_select(0, alive)
+            state, cache, previous = tree_map(partial(_at, rows=alive), (state, cache, previous))
+    final = _put(final, state, rows)
+
+    flags, places, previous, action, token, running, logits, value = record.steps()
+    judged = evaluate(Policy(logits, value), action)
+    evaluation = Evaluation(*(None if x is None else record.whole(x) for x in judged))  # type: ignore[arg-type]
+    rollout = Rollout(
+        problems=problems,
+        samples=samples,
+        observations=Observation(record.whole(flags), record.whole(places, -1)),
+        previous=record.whole(previous, int(Token.CTX)),
+        actions=record.whole(action),
+        tokens=record.whole(token, PADDING),
+        mask=record.whole(running, False),
+        log_prob=evaluation.log_prob.detach(),
+        value=None if evaluation.value is None else evaluation.value.detach(),
+        terminated=final.terminated,
+        truncated=final.truncated,
+        idle=final.idle,
+        outcome=env.outcome(final),
+    )
+    return rollout, evaluation
 
 
-def _of(values: Tensor, positions: Tensor | None) -> Tensor:
-    """``values`` at their positions; all of them where no positions are given."""
-    return values if positions is None else values.index_select(0, positions)
+class _Record:
+    """What happened in each step, of the episodes that were in the batch then."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._rows: list[Tensor | None] = []
+        self._steps: list[tuple[Tensor | None, ...]] = []
+
+    def add(self, rows: Tensor | None, *values: Tensor | None) -> None:
+        """Note a step; ``values`` have a row for each of ``rows``, None for all episodes."""
+        self._rows.append(rows)
+        self._steps.append(values)
+
+    def steps(self) -> list[Any]:
+        """Each of the values, the steps one behind the other, ``[M, ...]``."""
+        columns = list(zip(*self._steps, strict=True))
+        length, size = len(self._steps), self.size
+        some: Tensor = columns[2][0]
+        self._index: Tensor | None = None  # where each row belongs in [T * N]
+        if self._rows[-1] is not None:
+            everyone = torch.arange(size, device=some.device)
+            parts = [t * size + (everyone if rows is None else rows) for t, rows in enumerate(self._rows)]
+            self._index = torch.cat(parts)
+        self._shape = length, size
+        return [None if column[0] is None else torch.cat(column) for column in columns]  # type: ignore[arg-type]
+
+    def whole(self, values: Tensor, blank: Any = 0) -> Tensor:
+        """``values`` [M, ...] as ``[T, N, ...]``, ``blank`` where an episode was not in the batch any more."""
+        if self._index is not None:
+            everything = values.new_full((self._shape[0] * self._shape[1], *values.shape[1:]), blank)
+            values = everything.index_copy(0, self._index, values)
+        return values.unflatten(0, self._shape)
 
 
-def _spread(values: Tensor, positions: Tensor | None, size: int, blank: int) -> Tensor:
-    """``values`` at their positions among ``size``, ``blank`` elsewhere; as they are where no positions are given."""
-    return values if positions is None else values.new_full((size,), blank).index_copy_(0, positions, values)
+def draw(policy: Policy, noise: Tensor) -> Tensor:
+    """Draw an action for each row by inverting the distribution function.
+
+    Args:
+        noise: float32 ``[B]``, uniform between 0 and 1.
+
+    Returns:
+        int64 ``[B]``, positions in the list of actions.
+    """
+    logits = policy.logits.detach().float()
+    below = logits.softmax(1).cumsum(1)[:, :-1]
+    return (noise[:, None] > below).sum(1)
 
 
-def _judged(agent: Agent, recurrence: Recurrence, choices: Tensor, mask: Tensor) -> Judgement:
-    """What the agent thinks of its choices."""
-    states, flat = recurrence.replay(), choices.flatten()
-    if len(states) == len(flat):
-        judgement = agent.judge(states, flat)
-    else:  # the agent took no steps after the end of an episode
-        taken = mask.flatten().nonzero()[:, 0]
-        known = agent.judge(states, flat.index_select(0, taken))
-        judgement = Judgement(*(x.new_zeros(len(flat)).index_copy(0, taken, x) for x in known))
-    return Judgement(*(x.unflatten(0, choices.shape) for x in judgement))
+def _at(values: Tensor, rows: Tensor | None) -> Tensor:
+    return values if rows is None else values.index_select(0, rows)
+
+
+def _put(into: Any, state: Any, rows: Tensor | None) -> Any:
+    """``state`` at its rows of the state of all episodes."""
+    return state if rows is None else tree_map(lambda x, y: x.index_copy(0, rows, y), into, state)
 
 
 def visible_actions(rollout: Rollout) -> Tensor:
-    """Tokens of the episodes, int64 ``[B, T]``, padded after their ends."""
+    """Tokens of the episodes, int64 ``[N, T]``, padded after their ends."""
     return rollout.tokens.masked_fill(~rollout.mask, PADDING).T
+
+
+def check_policy(agent: Agent, policy: Policy, size: int) -> None:
+    """Refuse what an agent's ``decode`` returned, unless it has the shapes of ``Policy``.
+
+    Raises:
+        TypeError: Names the class, what it returned, and what is expected.
+    """
+    if not isinstance(policy, Policy):
+        raise TypeError(f"{type(agent).__name__}.decode: got {type(policy).__name__}, expected a Policy and a cache")
+    kind = policy.logits.dtype if isinstance(policy.logits, Tensor) else torch.float32
+    check_returned(agent, "decode", "logits", policy.logits, kind, [size, len(agent.actions)])
+    if policy.value is not None:
+        check_returned(agent, "decode", "value", policy.value, kind, [size])
+
+
+def check_evaluation(agent: Agent, evaluation: Evaluation, rollout: Rollout) -> None:
+    """Refuse what an agent's ``forward`` returned, unless it has the shapes of ``Evaluation``.
+
+    Raises:
+        TypeError: Names the class, what it returned, and what is expected.
+    """
+    if not isinstance(evaluation, Evaluation):
+        raise TypeError(f"{type(agent).__name__}.forward: got {type(evaluation).__name__}, expected an Evaluation")
+    for name, value in zip(evaluation._fields, evaluation, strict=True):
+        if name != "value" or value is not None:
+            check_returned(agent, "forward", name, value, torch.float32, rollout.mask.shape)

@@ -1,6 +1,6 @@
-"""Arithmetic problems: expressions, batches of them, stages, and streams that never repeat."""
+"""Problems: expressions, batches of them, stages, and the streams that training and evaluation draw from."""
 
 from toolagent_pl.problems.batch import Problems
-from toolagent_pl.problems.stages import STAGES, Ladder, Stage
+from toolagent_pl.problems.stages import Stage, Stages
 
-__all__ = ["STAGES", "Ladder", "Problems", "Stage"]
+__all__ = ["Problems", "Stage", "Stages"]

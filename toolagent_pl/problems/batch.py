@@ -6,8 +6,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toolagent_pl.problems.expression import INT64_MAX, evaluate, magnitude_bound, parse, quoted, written_tokens
-from toolagent_pl.tokens import Token
+from toolagent_pl.problems.expression import (
+    INT64_MAX,
+    Expression,
+    ExpressionError,
+    magnitude_bound,
+    minimal_tokens,
+    parse,
+    quoted,
+    written_tokens,
+)
+from toolagent_pl.tools import TOOLS, Token, Tool, Vocabulary
 
 NO_STAGE = -1
 
@@ -17,19 +26,23 @@ class Problems(NamedTuple):
 
     Attributes:
         number: ``[B]`` number of the problem in its run; draws of action noise are tied to it.
-        stage: ``[B]`` position of the problem's stage in the ladder, or ``NO_STAGE``.
-        observation: ``[B, L]`` tokens that the agent reads: the problem, CTX, then EOS as padding.
+        stage: ``[B]`` position of the problem's stage in the list of stages, or ``NO_STAGE``.
+        prompt: ``[B, L]`` tokens that a reader is told: the expression, CTX, then EOS as padding.
+        prompt_length: ``[B]`` how many of them there are, CTX included.
         operands: ``[B, N]`` the operand tape, zeros past its length.
+        places: ``[B, N]`` where each operand stands in the prompt, the index of its last digit; -1 past the length.
         length: ``[B]`` how many operands are on the tape.
         target: ``[B]`` the right answer.
-        tree: ``[B, M, 4]`` operators in post-order as (tool, start, split, end) of the spans of the tape
+        tree: ``[B, M, 4]`` operators in post-order as (token, start, split, end) of the spans of the tape
             that they join; rows of zeros are padding.
     """
 
     number: Tensor
     stage: Tensor
-    observation: Tensor
+    prompt: Tensor
+    prompt_length: Tensor
     operands: Tensor
+    places: Tensor
     length: Tensor
     target: Tensor
     tree: Tensor
@@ -52,36 +65,91 @@ class Problems(NamedTuple):
         """The problems at ``index``."""
         return Problems(*(x[index] for x in self))
 
+    @property
+    def textbook_length(self) -> Tensor:
+        """Actions of the textbook's plan, int64 ``[B]``; see ``textbook_plan``.
+
+        One for each operator, ANS, and STO and RCL for each operator whose right operand is calculated first.
+        """
+        token, _, split, end = self.tree.unbind(2)
+        operators = token.ne(0).sum(1)
+        return torch.where(operators.eq(0), 3, operators + 1 + 2 * (end - split).gt(1).sum(1))
+
+    @property
+    def memory_needed(self) -> Tensor:
+        """Most values that the textbook's plan has in memory at a time, int64 ``[B]``.
+
+        An operator whose right operand is calculated first keeps its left one in memory meanwhile: it is the depth to
+        which right operands of that kind are nested.
+        """
+        _, _, split, end = self.tree.unbind(2)
+        position = torch.arange(self.operands.shape[1], device=self.device)
+        within = (position >= split[..., None]) & (position < end[..., None]) & (end - split).gt(1)[..., None]
+        return within.sum(1).amax(1) if self.tree.shape[1] else torch.zeros_like(self.length)
+
     @classmethod
-    def from_expressions(cls, expressions: Sequence[str]) -> "Problems":
+    def from_expressions(
+        cls, expressions: Sequence[str], tools: Sequence[Tool] = TOOLS, *, minimal_brackets: bool = False
+    ) -> "Problems":
         """Build a batch from written expressions, for example ``["3*4+5", "1-(2-(3*4))"]``.
 
-        The agent reads the expressions themselves, and no stage is given.
+        Args:
+            tools: Those that the expressions are made of.
+            minimal_brackets: Leave out of the prompts brackets that say nothing, as stages do.
 
         Raises:
-            ValueError: If an expression cannot be read, or its value might not fit into int64.
+            ExpressionError: If an expression cannot be read, or its value might not fit into int64.
         """
         if isinstance(expressions, str) or not expressions:
             raise ValueError(f"expressions: got {expressions!r}, expected a non-empty list of strings")
-        rows = []
+        vocabulary = Vocabulary(tools)
+        prompts, trees = [], []
         for text in expressions:
-            leaves, tree = parse(text)
-            if not all(leaf.isdigit() for leaf in leaves):
-                raise ValueError(f"expression {quoted(text)}: names are for stages only; expected whole numbers")
-            operands = [int(leaf) for leaf in leaves]
-            if magnitude_bound(operands) > INT64_MAX:
-                raise ValueError(f"expression {quoted(text)}: a value on the way might not fit into 64 bits")
-            rows.append((written_tokens(text), operands, evaluate(tree, operands), tree))
-        tokens, tapes, targets, trees = zip(*rows, strict=True)
+            tree = parse(text, vocabulary)
+            prompts.append(minimal_tokens(tree, vocabulary) if minimal_brackets else written_tokens(text, vocabulary))
+            if magnitude_bound([int(leaf) for leaf in tree.leaves]) > INT64_MAX:
+                raise ExpressionError(f"expression {quoted(text)}: a value on the way might not fit into 64 bits")
+            trees.append(tree)
+        return cls._of(prompts, trees, vocabulary)
+
+    @classmethod
+    def _of(cls, prompts: Sequence[Sequence[int]], trees: Sequence[Expression], vocabulary: Vocabulary) -> "Problems":
+        tapes = [[int(leaf) for leaf in expression.leaves] for expression in trees]
+        operands, length = _padded(tapes, 0), torch.tensor([len(tape) for tape in tapes])
+        tree = _padded([sum(expression.tree, ()) for expression in trees], 0).view(len(trees), -1, 4)
+        prompt = _padded(prompts, Token.EOS)
         return cls(
-            number=torch.arange(len(rows)),
-            stage=torch.full((len(rows),), NO_STAGE),
-            observation=_padded(tokens, Token.EOS),
-            operands=_padded(tapes, 0),
-            length=torch.tensor([len(tape) for tape in tapes]),
-            target=torch.tensor(targets),
-            tree=_padded([sum(tree, ()) for tree in trees], 0).view(len(rows), -1, 4),
+            number=torch.arange(len(trees)),
+            stage=torch.full((len(trees),), NO_STAGE),
+            prompt=prompt,
+            prompt_length=torch.tensor([len(tokens) for tokens in prompts]),
+            operands=operands,
+            places=_padded([_last_digits(tokens) for tokens in prompts], -1),
+            length=length,
+            target=evaluate(tree, operands, vocabulary),
+            tree=tree,
         )
+
+
+def evaluate(tree: Tensor, operands: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Values of expressions, int64 ``[B]``.
+
+    Args:
+        tree: int64 ``[B, M, 4]``, as in ``Problems``.
+        operands: int64 ``[B, N]``.
+    """
+    # The value of a span stands where the span begins: by the time it is read, those inside it are not needed.
+    values = operands
+    for token, start, split, _ in tree.permute(1, 2, 0):
+        pair = values.gather(1, torch.stack([start, split], 1))
+        joined = vocabulary.apply(token, pair[:, 0], pair[:, 1])
+        values = values.scatter(1, start[:, None], joined[:, None])
+    return values[:, 0]
+
+
+def _last_digits(tokens: Sequence[int]) -> list[int]:
+    """Index of the last digit of each number."""
+    return [i for i, token in enumerate(tokens) if token <= Token.D9 and tokens[i + 1] > Token.D9]
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

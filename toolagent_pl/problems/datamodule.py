@@ -9,8 +9,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from toolagent_pl.problems.batch import Problems
-from toolagent_pl.problems.stages import Ladder
+from toolagent_pl.problems.stages import Stage, Stages
 from toolagent_pl.problems.stream import FixedProblems, ProblemStream
+from toolagent_pl.randomness import Purpose
+from toolagent_pl.tools import find_tools
 
 MOST_WORKERS = 256
 
@@ -18,8 +20,8 @@ MOST_WORKERS = 256
 class StreamLoader:
     """Batches of a ``ProblemStream``; each iteration goes on where the run stands.
 
-    The run's number of finished steps is the only record of the position. A count of batches drawn would be
-    ahead of it whenever workers prefetch, or a checkpoint is written within a step.
+    The module's cursor is the only record of the position. A count of batches drawn would be ahead of it whenever
+    workers prefetch.
     """
 
     def __init__(self, stream: ProblemStream, num_workers: int, position: Callable[[], int]) -> None:
@@ -47,18 +49,21 @@ class StreamLoader:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: the position follows from the number of steps, which Lightning restores."""
+        """Nothing: the position follows from the module's cursor."""
 
 
 class ProblemDataModule(LightningDataModule):
-    """Synthetic problems of a ladder of stages.
+    """Synthetic problems of a list of stages.
 
     Args:
-        stages: Names of the stages, easiest first.
+        stages: Names, or stages of your own with a pattern or a number of operators; easiest first.
+        unseen: Stages to be tested on, and never trained on.
+        tools: What expressions are made of: MUL, ADD, SUB, or paths of tools of your own.
         batch_size: Problems in a training batch, over all ranks.
         batches_per_epoch: Training batches in an epoch.
-        val_problems: Fixed problems of each stage to validate on (all, where a stage has fewer).
-        predict_problems: Fixed problems of each stage to predict.
+        val_problems: Held-out problems of each stage to validate on.
+        test_problems: Held-out problems of each stage to test on, where there are too many to try all of them.
+        predict_problems: Held-out problems of each stage to predict.
         eval_batch_size: Most problems in a batch of one rank in validation, test and prediction.
         num_workers: Worker processes that make the training problems; with 0 they are made on the device
             that trains.
@@ -70,26 +75,30 @@ class ProblemDataModule(LightningDataModule):
 
     def __init__(
         self,
-        stages: Sequence[str] = ("T0", "T1", "T2"),
+        stages: Sequence[str | Stage] = ("T0", "T1", "T2"),
+        unseen: Sequence[str | Stage] = (),
+        tools: Sequence[str] = ("MUL", "ADD", "SUB"),
         batch_size: int = 512,
         batches_per_epoch: int = 10,
         val_problems: int = 1000,
+        test_problems: int = 10_000,
         predict_problems: int = 100,
         eval_batch_size: int = 4096,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.ladder = Ladder(stages)
+        found = find_tools(tools)
+        self.stages = Stages(stages, found)
+        self.tested_stages = Stages([*stages, *unseen], found)
         if not 0 <= num_workers <= MOST_WORKERS:
             raise ValueError(f"data.num_workers: got {num_workers}, expected at least 0 and at most {MOST_WORKERS}")
         self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
-        self.val_problems, self.predict_problems = val_problems, predict_problems
+        self.val_problems, self.test_problems, self.predict_problems = val_problems, test_problems, predict_problems
         self.eval_batch_size, self.num_workers, self.seed = eval_batch_size, num_workers, seed
-        self._mixture = [1.0 / len(self.ladder)] * len(self.ladder)
+        self._mixture = [1.0 / len(self.stages)] * len(self.stages)
         self._stream = self._new_stream()  # validates the numbers, before any trainer is there
-        self._fixed(val_problems)
-        self._fixed(predict_problems)
+        self.val_dataloader(), self.test_dataloader(), self.predict_dataloader()
 
     @property
     def mixture(self) -> list[float]:
@@ -110,12 +119,12 @@ class ProblemDataModule(LightningDataModule):
     def _new_stream(self) -> ProblemStream:
         rank, ranks, device = self._place()
         device = device if self.num_workers == 0 else "cpu"
-        stream = ProblemStream(self.ladder, self.seed, self.batch_size, self.batches_per_epoch, rank, ranks, device)
+        stream = ProblemStream(self.stages, self.seed, self.batch_size, self.batches_per_epoch, rank, ranks, device)
         stream.mixture = self._mixture
         return stream
 
-    def _fixed(self, per_stage: int | None) -> FixedProblems:
-        return FixedProblems(self.ladder, per_stage, self.eval_batch_size, *self._place())
+    def _fixed(self, stages: Stages, purpose: Purpose, per_stage: int, whole: bool = False) -> FixedProblems:
+        return FixedProblems(stages, purpose, per_stage, self.eval_batch_size, whole, *self._place())
 
     def check_split(self, ranks: int) -> None:
         """Refuse a number of ranks that cannot share a batch evenly.
@@ -123,7 +132,7 @@ class ProblemDataModule(LightningDataModule):
         Raises:
             ValueError: If they cannot.
         """
-        ProblemStream(self.ladder, self.seed, self.batch_size, self.batches_per_epoch, ranks=ranks)
+        ProblemStream(self.stages, self.seed, self.batch_size, self.batches_per_epoch, ranks=ranks)
 
     def setup(self, stage: str) -> None:
         """Split the work: the ranks are known from here on."""
@@ -131,16 +140,9 @@ class ProblemDataModule(LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """Fresh problems."""
-        trainer = self.trainer
-        assert trainer is not None
-
-        def position() -> int:
-            """Batches in the steps so far. The last step of an epoch takes what is left of it."""
-            batches, accumulated = self.batches_per_epoch, trainer.accumulate_grad_batches
-            epochs, steps = divmod(trainer.global_step, -(-batches // accumulated))
-            return epochs * batches + steps * accumulated
-
-        return StreamLoader(self._stream, self.num_workers, position)
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        return StreamLoader(self._stream, self.num_workers, lambda: module.batches_seen)
 
     def state_dict(self) -> dict[str, Any]:
         """What decides which problems a run sees, at a given number of steps."""
@@ -160,13 +162,13 @@ class ProblemDataModule(LightningDataModule):
                 raise ValueError(f"{name}: got {now}, expected {state_dict.get(option)} as in the checkpoint")
 
     def val_dataloader(self) -> FixedProblems:
-        """A fixed sample of every stage."""
-        return self._fixed(self.val_problems)
+        """A fixed sample of every stage that is trained on."""
+        return self._fixed(self.stages, Purpose.VALIDATION, self.val_problems)
 
     def test_dataloader(self) -> FixedProblems:
-        """Every problem of every stage."""
-        return self._fixed(None)
+        """Every problem of the stages that can be enumerated, a fixed sample of the others, unseen ones among them."""
+        return self._fixed(self.tested_stages, Purpose.TEST, self.test_problems, whole=True)
 
     def predict_dataloader(self) -> FixedProblems:
-        """A fixed sample of every stage."""
-        return self._fixed(self.predict_problems)
+        """A fixed sample of every stage that is trained on."""
+        return self._fixed(self.stages, Purpose.PREDICT, self.predict_problems)

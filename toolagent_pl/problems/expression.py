@@ -1,37 +1,26 @@
-"""Arithmetic expressions over ``*``, ``+``, ``-``: parsing, evaluation, and the shortest program of tools.
+"""Arithmetic expressions over tools: parsing, writing, and the textbook's plan.
 
 An expression is read from left to right: its operands lie on a tape in the order in which they are written,
 and each of its operators covers a span of that tape.
 """
 
-import ast
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from torch import Tensor
-
-from toolagent_pl.tokens import Token
+from toolagent_pl.tools import Token, Vocabulary
 
 INT64_MAX = 2**63 - 1
-LONGEST_QUOTE = 200
-_TOOL_OF: dict[type[ast.operator], Token] = {ast.Mult: Token.MUL, ast.Add: Token.ADD, ast.Sub: Token.SUB}
-_CHARACTER: dict[str, Token] = {
-    "*": Token.MUL,
-    "+": Token.ADD,
-    "-": Token.SUB,
-    "(": Token.OPEN,
-    ")": Token.CLOSE,
-}
-
-Number = TypeVar("Number", int, Tensor)
+LONGEST_QUOTE = 60
+LONGEST_TEXT = 10_000
+LONGEST_NUMBER = 19  # digits of 2^63
 
 
 class Operator(NamedTuple):
     """One operator of an expression: ``tape[start:split] tool tape[split:end]``."""
 
-    tool: Token
+    token: int
     start: int
     split: int
     end: int
@@ -41,7 +30,7 @@ class Expression(NamedTuple):
     """A parsed expression.
 
     Attributes:
-        leaves: The operands as written, in the order of the tape: digits, or letters in a template.
+        leaves: The operands as written, in the order of the tape: digits, or letters in a pattern.
         tree: The operators in post-order (operands before the operator that uses them).
     """
 
@@ -49,93 +38,184 @@ class Expression(NamedTuple):
     tree: tuple[Operator, ...]
 
 
-def parse(text: str) -> Expression:
-    """Parse with the usual precedence: ``*`` binds tighter than ``+`` and ``-``, equals from left to right.
+class ExpressionError(ValueError):
+    """A text that is no expression."""
+
+
+def parse(text: str, vocabulary: Vocabulary, *, names: bool = False) -> Expression:
+    """Parse with the usual precedence, equals from left to right. The text is never evaluated as a program.
 
     Args:
-        text: Non-negative decimal integers or one-letter names, ``* + -``, brackets and blanks.
+        text: Whole numbers, the tools' symbols, brackets and blanks; a tool whose symbol is a word may also be called,
+            as in ``max(3,4)``.
+        names: Accept one-letter names in place of numbers, for patterns, and nothing else.
 
     Raises:
-        ValueError: If ``text`` is anything else.
+        ExpressionError: If ``text`` is anything else.
     """
-    expected = "whole numbers, * + -, and brackets"
-    # Python would also read 0b11 and 1or 2; here a letter stands alone.
-    if not re.fullmatch(r"[0-9a-z*+\-() ]+", text) or re.search(r"[0-9a-z][a-z]|[a-z][0-9]", text):
-        raise ValueError(f"expression {quoted(text)}: expected only {expected}")
-    try:
-        root = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"expression {quoted(text)}: cannot be read ({error}); expected {expected}") from None
+    parser = _Parser(text, vocabulary, names)
+    return Expression(tuple(parser.leaves), tuple(parser.tree))
 
-    leaves: list[str] = []
-    tree: list[Operator] = []
-    starts: list[int] = []  # start of the span of each finished sub-expression that waits for its operator
-    # Explicit stack instead of recursion: a long expression must not hit Python's recursion limit.
-    pending: list[ast.AST] = [root]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.BinOp) and type(node.op) in _TOOL_OF:
-            pending += [node.op, node.right, node.left]
-        elif isinstance(node, ast.operator):
-            split = starts.pop()
-            tree.append(Operator(_TOOL_OF[type(node)], starts[-1], split, len(leaves)))
-        elif isinstance(node, ast.Constant) and type(node.value) is int and str(node.value).isdigit():
-            starts.append(len(leaves))
-            leaves.append(str(node.value))
-        elif isinstance(node, ast.Name) and len(node.id) == 1:
-            starts.append(len(leaves))
-            leaves.append(node.id)
-        else:
-            raise ValueError(f"expression {quoted(text)}: something in it is not an operand; expected {expected}")
-    return Expression(tuple(leaves), tuple(tree))
+
+class _Parser:
+    """Operator precedence parsing with an explicit stack, so that no depth of brackets is too much."""
+
+    def __init__(self, text: str, vocabulary: Vocabulary, names: bool) -> None:
+        self.text, self.vocabulary = text, vocabulary
+        self.leaves: list[str] = []
+        self.tree: list[Operator] = []
+        self._spans: list[tuple[int, int]] = []  # of the values that wait for an operator
+        self._pending: list[int] = []  # tokens of operators, OPEN for brackets, and -token for a call of a tool
+        symbols = {tool.symbol: vocabulary.token(tool) for tool in vocabulary.tools}
+        if len(text) > LONGEST_TEXT:
+            self._fail(f"has {len(text)} characters, expected at most {LONGEST_TEXT}")
+        operand_expected = True
+        for match in vocabulary.pattern.finditer(text.rstrip()):
+            kind, word = match.lastgroup, match[0].strip()
+            if operand_expected:
+                if kind == ("word" if names else "number") and (not names or len(word) == 1):
+                    self._leaf(word)
+                    operand_expected = False
+                elif word == "(":
+                    self._pending.append(Token.OPEN)
+                elif kind == "symbol" and word[0].isalpha() and text[match.end() :].lstrip().startswith("("):
+                    self._pending.append(-symbols[word])  # a call; its bracket comes next
+                else:
+                    self._fail(f"{self._shown(word)} where an operand should be")
+            elif kind == "symbol":
+                self._operator(symbols[word])
+                operand_expected = True
+            elif word == ")":
+                self._close()
+            elif word == ",":
+                self._comma()
+                operand_expected = True
+            else:
+                self._fail(f"{self._shown(word)} where an operator should be")
+        if operand_expected:
+            self._fail("ends where an operand should be" if self.leaves or self._pending else "is empty")
+        while self._pending:
+            if self._pending[-1] == Token.OPEN:
+                self._fail("a bracket is not closed")
+            self._reduce()
+
+    def _fail(self, reason: str) -> None:
+        symbols = " ".join(tool.symbol for tool in self.vocabulary.tools)
+        raise ExpressionError(
+            f"expression {quoted(self.text)}: {reason}; expected whole numbers, {symbols}, and brackets"
+        )
+
+    @staticmethod
+    def _shown(word: str) -> str:
+        return f"got {word!r}" if len(word) <= LONGEST_QUOTE else "got a long word"
+
+    def _leaf(self, word: str) -> None:
+        if len(word) > LONGEST_NUMBER:
+            self._fail(f"a number of {len(word)} digits might not fit into 64 bits")
+        self.leaves.append(word)
+        self._spans.append((len(self.leaves) - 1, len(self.leaves)))
+
+    def _operator(self, token: int) -> None:
+        precedence = self.vocabulary.precedences
+        while self._pending and self._pending[-1] > 0 and precedence[self._pending[-1]] >= precedence[token]:
+            self._reduce()
+        self._pending.append(token)
+
+    def _reduce(self) -> None:
+        right, left = self._spans.pop(), self._spans.pop()
+        self.tree.append(Operator(self._pending.pop(), left[0], right[0], right[1]))
+        self._spans.append((left[0], right[1]))
+
+    def _until_bracket(self, reason: str) -> None:
+        while self._pending and self._pending[-1] != Token.OPEN:
+            self._reduce()
+        if not self._pending:
+            self._fail(reason)
+
+    def _comma(self) -> None:
+        self._until_bracket("got ',' outside of a call")
+        if len(self._pending) < 2 or self._pending[-2] >= 0:
+            self._fail("got ',' outside of a call with two operands")
+        # What follows is the right operand: the call becomes an operator that only the bracket reduces.
+        token = -self._pending[-2]
+        self._pending[-2:] = [Token.CLOSE, token, Token.OPEN]
+
+    def _close(self) -> None:
+        self._until_bracket("a bracket closes that was not opened")
+        self._pending.pop()
+        if self._pending and self._pending[-1] < 0:
+            self._fail("a call has one operand, expected two")
+        if len(self._pending) >= 2 and self._pending[-2] == Token.CLOSE:
+            self._reduce()
+            self._pending.pop()
 
 
 def quoted(text: str) -> str:
-    """A text from anywhere, as it stands in a message."""
+    """The text, shortened where it would flood a message."""
     return repr(text) if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]!r}... of {len(text)} characters"
 
 
-def written_tokens(text: str) -> list[Token]:
-    """The expression as an agent reads it: a token for each digit, operator and bracket, then CTX."""
-    return [_CHARACTER[c] if c in _CHARACTER else Token(int(c)) for c in text if c != " "] + [Token.CTX]
+def written_tokens(text: str, vocabulary: Vocabulary) -> list[int]:
+    """The prompt of an expression as it is written, brackets included: digits, operators, brackets, then CTX.
+
+    Raises:
+        ExpressionError: If it cannot be parsed. A call such as ``max(3,4)`` is written with brackets, ``3 max 4``.
+    """
+    expression = parse(text, vocabulary)
+    if "," in text:
+        return minimal_tokens(expression, vocabulary)
+    tokens: list[int] = []
+    symbols = {tool.symbol: vocabulary.token(tool) for tool in vocabulary.tools} | {"(": Token.OPEN, ")": Token.CLOSE}
+    alternatives = "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
+    for word in re.findall(rf"[0-9]|{alternatives}", text):
+        tokens.append(int(word) if word.isdigit() else symbols[word])
+    return [*tokens, Token.CTX]
 
 
-def apply_operator(tool: Token, left: Number, right: Number) -> Number:
-    """``left tool right`` for integers or integer tensors."""
-    if tool is Token.MUL:
-        return left * right
-    return left + right if tool is Token.ADD else left - right
+def minimal_tokens(expression: Expression, vocabulary: Vocabulary) -> list[int]:
+    """The prompt of an expression with brackets only where precedence and left association need them."""
+    precedence = vocabulary.precedences
+    strongest = max(precedence) + 1
+    written = {
+        (i, i + 1): ([int(digit) for digit in leaf], strongest) for i, leaf in enumerate(expression.leaves)
+    }  # tokens and precedence of each span that waits for an operator
+    for token, start, split, end in expression.tree:
+        (left, left_binds), (right, right_binds) = written.pop((start, split)), written.pop((split, end))
+        binds = precedence[token]
+        left = left if left_binds >= binds else [Token.OPEN, *left, Token.CLOSE]
+        right = right if right_binds > binds else [Token.OPEN, *right, Token.CLOSE]
+        written[start, end] = ([*left, token, *right], binds)
+    return [*written[0, len(expression.leaves)][0], Token.CTX]
 
 
-def evaluate(tree: Sequence[Operator], operands: Sequence[Number]) -> Number:
-    """Value of an expression. Operands may be integers or whole columns ``[B]`` of a batch."""
-    value = {(i, i + 1): operand for i, operand in enumerate(operands)}
-    for tool, start, split, end in tree:
-        value[start, end] = apply_operator(tool, value[start, split], value[split, end])
-    return value[0, len(operands)]
+def text_of(tokens: Sequence[int], vocabulary: Vocabulary) -> str:
+    """A prompt as people write it, up to CTX."""
+    tokens = list(tokens)
+    end = tokens.index(Token.CTX) if Token.CTX in tokens else len(tokens)
+    return "".join([vocabulary.written[token] for token in tokens[:end]])
 
 
-def magnitude_bound(largest: Sequence[int]) -> int:
-    """An upper bound of ``|value|`` over all programs, wrong ones included, given one for each operand.
+def magnitude_bound(operands: Sequence[int]) -> int:
+    """An upper bound of ``|value|`` over all programs, wrong ones included.
 
     A program uses each operand at most once, and ``a + b <= a * b`` where both are at least 2. Wrong programs
     count: one that overflowed could hit the target by wrapping around.
     """
-    return math.prod(max(operand, 2) for operand in largest)
+    return math.prod(max(operand, 2) for operand in operands)
 
 
-def shortest_program(tree: Sequence[Operator]) -> list[Token]:
-    """The shortest program that carries out just the operators of the expression, and answers.
+def textbook_plan(tree: Sequence[Operator]) -> list[int]:
+    """The textbook's left-to-right plan, which carries out just the operators of the expression, and answers.
 
     With ``L tool R`` and R an operand: L, tool. With only L an operand: STO, R, RCL, tool. With neither:
     L, STO, R, RCL, tool. A lone operand is stored and recalled, the only way to take it up. It may need
-    more memory than a machine has; and laws of arithmetic may allow less, as ``(1+2)+3`` for ``1+(2+3)``.
+    more memory than an environment has; and laws of arithmetic may allow less, as ``(1+2)+3`` for ``1+(2+3)``.
     """
     if not tree:
         return [Token.STO, Token.RCL, Token.ANS]
-    program: dict[tuple[int, int], list[Token]] = {}
-    for tool, start, split, end in tree:
-        left = program.pop((start, split), [])
-        right = program.pop((split, end), [])
-        program[start, end] = [*left, Token.STO, *right, Token.RCL, tool] if right else [*left, tool]
-    return [*program[0, tree[-1].end], Token.ANS]
+    plan: dict[tuple[int, int], list[int]] = {}
+    for token, start, split, end in tree:
+        left = plan.pop((start, split), [])
+        right = plan.pop((split, end), [])
+        plan[start, end] = [*left, Token.STO, *right, Token.RCL, token] if right else [*left, token]
+    return [*plan[0, tree[-1].end], Token.ANS]

@@ -1,100 +1,152 @@
-"""Stages: named, numbered sets of problems, and ladders of them."""
+"""Stages: sets of problems, made in whole batches from random numbers.
 
+The problems of a stage are expressions: those of one pattern, or all of a number of operators. In both cases an
+expression is a word in postfix notation and a tape of operands; what an agent reads and what an environment needs
+follow from these two, for a whole batch and on any device.
+"""
+
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from toolagent_pl.problems.batch import Problems
-from toolagent_pl.problems.expression import INT64_MAX, Expression, evaluate, magnitude_bound, parse, shortest_program
-from toolagent_pl.tokens import Token
+from toolagent_pl.problems.batch import Problems, evaluate
+from toolagent_pl.problems.expression import INT64_MAX, magnitude_bound, parse, textbook_plan
+from toolagent_pl.randomness import Purpose, random_below, random_bits
+from toolagent_pl.tools import TOOLS, Token, Tool, Vocabulary
 
-BASE = 10  # operands are the digits 0-9
+BASE = 10
+MOST_OPERATORS = 60
+MOST_DIGITS = 6
+LARGEST_ENUMERATION = 1_000_000  # problems; a larger stage is tested on a sample
+DRAWS = 128  # set aside for each problem: more than a word is long
+LEAF, NOTHING = 0, -1  # in a postfix word, where they are no token of an operator
 
 
 @dataclass(frozen=True)
 class Stage:
-    """All problems of one form: every letter of the template is a digit.
+    """A named set of problems: those of a pattern, or all expressions with a number of operators.
 
-    Problem ``i`` of a stage writes ``i`` in decimal, first operand first, so the stage has
-    ``10 ** operands`` problems and each of them is reached by its number.
+    Numbers are int64. From 19 operators on a value might in principle not fit: it is then taken modulo 2^64, in the
+    target as in the environment. Patterns, and operands of several digits, are refused where that could happen.
+
+    Args:
+        name: Shown in tables, and used in the names of metrics.
+        pattern: An expression over letters, ``a*(b-c)``; each letter is an operand of its own.
+        operators: How many operators, in place of a pattern. Every binary tree is equally likely, and every tool.
+        tools: Names of the tools that random operators are drawn from; all of them without it.
+        digits: Most digits of an operand. Each number of digits is equally likely, and then each number.
 
     Raises:
-        ValueError: If the template cannot be read, or a value might not fit into int64.
+        ValueError: If there is not one of ``pattern`` and ``operators``, or a number is out of range.
     """
 
     name: str
-    template: str
+    pattern: str | None = None
+    operators: int | None = None
+    tools: tuple[str, ...] | None = None
+    digits: int = 1
 
     def __post_init__(self) -> None:
-        if not all(leaf.isalpha() for leaf in self.expression.leaves):
-            raise ValueError(f"stage {self.name}: got {self.template!r}, expected letters for all operands")
-        if self.size > INT64_MAX or magnitude_bound([BASE - 1] * self.operands) > INT64_MAX:
-            raise ValueError(f"stage {self.name}: the problems of {self.template!r} might not fit into 64 bits")
-
-    @cached_property
-    def expression(self) -> Expression:
-        """The parsed template."""
-        return parse(self.template)
-
-    @property
-    def operands(self) -> int:
-        """Number of operands."""
-        return len(self.expression.leaves)
-
-    @property
-    def size(self) -> int:
-        """Number of different problems."""
-        return BASE**self.operands
-
-    def written(self, operands: Sequence[int]) -> str:
-        """The problem with these operands, written out."""
-        letters = iter(operands)
-        return "".join(str(next(letters)) if c.isalpha() else c for c in self.template)
-
-    @property
-    def program(self) -> list[Token]:
-        """The shortest program that solves every problem of the stage."""
-        return shortest_program(self.expression.tree)
+        if not re.fullmatch(r"\w{1,40}", self.name):
+            raise ValueError(f"data.stages: got name {self.name!r}, expected letters and digits")
+        if (self.pattern is None) == (self.operators is None):
+            raise ValueError(f"data.stages: got {self.name} with both or none of pattern and operators, expected one")
+        if self.operators is not None and not 1 <= self.operators <= MOST_OPERATORS:
+            raise ValueError(
+                f"data.stages: got {self.name} with {self.operators} operators, expected 1 to {MOST_OPERATORS}"
+            )
+        if self.pattern is not None and self.tools is not None:
+            raise ValueError(f"data.stages: got {self.name} with pattern and tools, expected tools only with operators")
+        if not 1 <= self.digits <= MOST_DIGITS:
+            raise ValueError(f"data.stages: got {self.name} with {self.digits} digits, expected 1 to {MOST_DIGITS}")
 
 
-STAGES = {stage.name: stage for stage in (Stage("T0", "a*b+c"), Stage("T1", "(a*b+c)-d"), Stage("T2", "(a*b+c)-(d*e)"))}
+BUILT_IN = {s.name: s for s in (Stage("T0", "a*b+c"), Stage("T1", "(a*b+c)-d"), Stage("T2", "(a*b+c)-(d*e)"))}
 
 
-class Ladder:
+def find_stage(stage: str | Stage) -> Stage:
+    """A stage by name: T0, T1, T2, or E and a number of operators.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    if isinstance(stage, Stage):
+        return stage
+    if stage in BUILT_IN:
+        return BUILT_IN[stage]
+    if match := re.fullmatch(r"E([1-9][0-9]?)", stage):
+        return Stage(stage, operators=int(match[1]))
+    raise ValueError(
+        f"data.stages: got unknown {stage!r}, expected {', '.join(BUILT_IN)}, E1 to E{MOST_OPERATORS}, "
+        "or a name with a pattern or a number of operators"
+    )
+
+
+class Stages:
     """An ordered list of stages, easiest first, that makes batches mixed from all of them.
 
     Args:
-        names: Names of stages, without repetition.
+        stages: Names or stages, each name at most once.
+        tools: Those that expressions are made of.
 
     Raises:
-        ValueError: If a name is unknown or repeated, or there is none.
+        ValueError: If a stage is unknown or repeated, cannot be read, or might leave int64; or if there is none.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        known = ", ".join(STAGES)
-        for name in names:
-            if name not in STAGES:
-                raise ValueError(f"data.stages: got unknown {name!r}, expected some of {known}")
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"data.stages: got {list(names)}, expected one or more of {known}, each at most once")
-        self.stages = tuple(STAGES[name] for name in names)
-        self.width = max(stage.operands for stage in self.stages)
-        operators = max(len(stage.expression.tree) for stage in self.stages)
-        self._size = torch.tensor([stage.size for stage in self.stages])
-        self._length = torch.tensor([stage.operands for stage in self.stages])
-        places = [[BASE**j for j in reversed(range(stage.operands))] for stage in self.stages]
-        # Place value of each operand in the number of its problem; past the tape so much that the digit is 0.
-        self._place = torch.tensor([place + [INT64_MAX] * (self.width - len(place)) for place in places])
-        # What is read after the operands, and 0 in their places.
-        self._end = torch.tensor(
-            [[0] * len(place) + [Token.CTX] + [Token.EOS] * (self.width - len(place)) for place in places]
-        )
-        self._tree = torch.zeros(len(self.stages), operators, 4, dtype=torch.int64)
-        for row, stage in zip(self._tree, self.stages, strict=True):
-            row[: len(stage.expression.tree)] = torch.tensor(stage.expression.tree)
+    def __init__(self, stages: Sequence[str | Stage], tools: Sequence[Tool] = TOOLS) -> None:
+        self.stages = tuple(find_stage(stage) for stage in stages)
+        if not stages or len(set(self.names)) < len(stages):
+            raise ValueError(f"data.stages: got {list(self.names)}, expected one or more, each at most once")
+        self.vocabulary = Vocabulary(tools)
+        words = [self._word(stage) for stage in self.stages]
+        width = max(map(len, words))
+        self.operands = max((len(word) + 1) // 2 for word in words)
+        self._words = torch.tensor([[*word, *[NOTHING] * (width - len(word))] for word in words])  # [S, W]
+        self._is_random = torch.tensor([stage.pattern is None for stage in self.stages])
+        self._any_random = any(stage.pattern is None for stage in self.stages)
+        self._digits = torch.tensor([stage.digits for stage in self.stages])
+        self._most_digits = max(stage.digits for stage in self.stages)
+        choices = [self._choices(stage) for stage in self.stages]
+        longest = max(map(len, choices))
+        self._choice = torch.tensor([[*row, *row[:1] * (longest - len(row))] for row in choices])
+        self._choice_count = torch.tensor([len(row) for row in choices])
+        self._precedence = torch.tensor([*self.vocabulary.precedences, 0])  # NOTHING, as -1, is the last
+
+    def _word(self, stage: Stage) -> list[int]:
+        """Postfix word of a pattern; of a number of operators, one word of the right length."""
+        if stage.operators is not None:
+            if stage.digits > 1 and magnitude_bound([BASE**stage.digits - 1] * (stage.operators + 1)) > INT64_MAX:
+                raise ValueError(
+                    f"data.stages: got {stage.name} with {stage.operators} operators and {stage.digits} digits, "
+                    "which might not fit into 64 bits"
+                )
+            return [LEAF] * (stage.operators + 1) + [self.vocabulary.operators[0]] * stage.operators
+        assert stage.pattern is not None
+        try:
+            leaves, tree = parse(stage.pattern, self.vocabulary, names=True)
+        except ValueError as error:
+            raise ValueError(f"data.stages: got {stage.name} with {error}") from None
+        if len(set(leaves)) < len(leaves) or not tree:
+            raise ValueError(f"data.stages: got {stage.name} with {stage.pattern!r}, expected letters that differ")
+        if len(tree) > MOST_OPERATORS or magnitude_bound([BASE**stage.digits - 1] * len(leaves)) > INT64_MAX:
+            raise ValueError(f"data.stages: got {stage.name} with {stage.pattern!r}, which might not fit into 64 bits")
+        word, taken = [], 0
+        for token, _, _, end in tree:
+            word += [LEAF] * (end - taken) + [token]
+            taken = max(taken, end)
+        return word
+
+    def _choices(self, stage: Stage) -> list[int]:
+        names = [tool.name for tool in self.vocabulary.tools]
+        for name in stage.tools or ():
+            if name not in names:
+                raise ValueError(f"data.stages: got {stage.name} with tool {name!r}, expected some of {names}")
+        wanted = stage.tools or names
+        return [self.vocabulary.token(tool) for tool in self.vocabulary.tools if tool.name in wanted]
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -104,30 +156,208 @@ class Ladder:
         """Names of the stages, in order."""
         return tuple(stage.name for stage in self.stages)
 
-    def to(self, device: torch.device | str) -> "Ladder":
-        """The same ladder, making its batches on ``device``."""
-        moved = Ladder(self.names)
-        for table in ("_size", "_length", "_place", "_end", "_tree"):
-            setattr(moved, table, getattr(self, table).to(device))
+    def to(self, device: torch.device | str) -> "Stages":
+        """The same stages, making their batches on ``device``."""
+        moved = Stages(self.stages, self.vocabulary.tools)
+        for name, table in vars(moved).items():
+            if isinstance(table, Tensor):
+                setattr(moved, name, table.to(device))
         return moved
 
-    def sizes(self, stage: Tensor) -> Tensor:
-        """How many problems each stage has; int64, of the shape of ``stage``."""
-        return self._size.index_select(0, stage)
+    def size(self, stage: int) -> int | None:
+        """How many problems a stage has, if all of them can be tried; else None."""
+        one = self.stages[stage]
+        if one.pattern is None or one.digits > 1:
+            return None
+        size = BASE ** self._words[stage].eq(LEAF).sum().item()
+        return int(size) if size <= LARGEST_ENUMERATION else None
 
-    def problems(self, number: Tensor, stage: Tensor, index: Tensor) -> Problems:
-        """Problem ``index`` of stage ``stage`` for each row.
+    def longest_plan(self, stage: int) -> tuple[int, list[int]]:
+        """Actions of the longest textbook's plan of a stage, and the tokens that its plans are made of."""
+        one = self.stages[stage]
+        if one.pattern is not None:
+            plan = textbook_plan(parse(one.pattern, self.vocabulary, names=True).tree)
+            return len(plan), sorted(set(plan))
+        assert one.operators is not None
+        memory = [Token.STO, Token.RCL] if one.operators > 1 else []
+        return 3 * one.operators - 1, [*self._choices(one), Token.ANS, *memory]
+
+    def all_problems(self, stage: int, index: Tensor) -> Problems:
+        """Problems of a stage that has a size, by their numbers: the operands written one behind the other.
+
+        Args:
+            index: int64 ``[B]``, ``0 <= index < size``.
+        """
+        word = self._words[stage].expand(len(index), -1)
+        count = int(self._words[stage].eq(LEAF).sum())
+        place = torch.tensor([BASE**j for j in reversed(range(count))], device=index.device)
+        return self._assemble(index, torch.full_like(index, stage), word, index[:, None] // place % BASE)
+
+    def draw(self, number: Tensor, stage: Tensor, seed: int, purpose: Purpose, *, held_out: bool) -> Problems:
+        """A random problem of its stage for each row, a pure function of (seed, purpose, number).
+
+        A tenth of all problems, by their hash, is held out: they are drawn with ``held_out``, and never without.
 
         Args:
             number: int64 ``[B]``, number of the problem in its run.
-            stage: int64 ``[B]``, positions in the ladder.
-            index: int64 ``[B]``, ``0 <= index < sizes(stage)``.
+            stage: int64 ``[B]``.
         """
-        operands = index[:, None] // self._place.index_select(0, stage) % BASE  # [B, N]
-        columns = operands.unbind(1)
-        target = torch.zeros_like(index)
-        for i, one in enumerate(self.stages):
-            target = torch.where(stage == i, evaluate(one.expression.tree, columns[: one.operands]), target)
-        observation = torch.nn.functional.pad(operands, (0, 1)) + self._end.index_select(0, stage)  # [B, N + 1]
-        length, tree = self._length.index_select(0, stage), self._tree.index_select(0, stage)
-        return Problems(number, stage, observation, operands, length, target, tree)
+        word = self._words.index_select(0, stage)
+        if self._any_random:
+            word = torch.where(self._is_random[stage][:, None], self._random_words(number, stage, seed, purpose), word)
+        length = word.eq(LEAF).sum(1)
+        counter = number[:, None] * DRAWS + torch.arange(self.operands, device=number.device)  # [B, N]
+        # One draw makes an operand: its last digit, then how many digits it has, then the others.
+        draw = random_bits(seed, _operands(purpose), counter, bits=62)
+        last = draw % BASE
+        higher = torch.zeros_like(draw)
+        if self._most_digits > 1:
+            digits = self._digits.index_select(0, stage)[:, None]
+            draw = draw // BASE
+            more = draw % digits  # digits before the last one
+            power = torch.pow(BASE, (more - 1).clamp(min=0))
+            higher = torch.where(more.gt(0), power + draw // digits % (9 * power), higher)
+        inside = torch.arange(self.operands, device=number.device) < length[:, None]
+        operands = (higher * BASE + last) * inside
+        # The last digit of the last operand decides, whatever the rest is, so that no draw is made in vain.
+        tail = (length - 1)[:, None]
+        rest = operands.scatter(1, tail, higher.gather(1, tail))
+        offset = _hash(word + 1, rest + inside) % BASE
+        draw = random_below(seed, purpose, number * DRAWS + (DRAWS - 1), torch.full_like(number, BASE - 1))
+        wanted = torch.zeros_like(draw) if held_out else draw + 1  # 1 to 9 are trained on
+        digit = (wanted - offset) % BASE
+        operands = operands.scatter(1, tail, higher.gather(1, tail) * BASE + digit[:, None])
+        return self._assemble(number, stage, word, operands)
+
+    def _random_words(self, number: Tensor, stage: Tensor, seed: int, purpose: Purpose) -> Tensor:
+        """Uniform postfix words with as many operators as the stage has, int64 ``[B, W]``.
+
+        By the cycle lemma (Dvoretzky and Motzkin, "A problem of arrangements", 1947) just one rotation of a word of
+        n + 1 leaves and n operators is a postfix word, the one that starts behind the last minimum of the sums of
+        +1 for a leaf and -1 for an operator. So the rotation of a uniformly shuffled word is a uniform tree.
+        """
+        fixed = self._words.index_select(0, stage)
+        width = fixed.shape[1]
+        position = torch.arange(width, device=number.device)
+        length = fixed.ne(NOTHING).sum(1, keepdim=True)  # [B, 1]
+        outside = position >= length
+        bits = random_bits(seed, purpose, number[:, None] * DRAWS + position, bits=62)  # [B, W]
+        order = (bits >> 20).masked_fill(outside, INT64_MAX).argsort(1)
+        rank = torch.empty_like(order).scatter_(1, order, position.expand_as(order))
+        leaf = rank <= length // 2
+        rise = torch.where(leaf, 1, -1).masked_fill(outside, width)
+        # Of equal sums the last one: the position breaks ties.
+        start = (rise.cumsum(1) * width - position).argmin(1, keepdim=True) + 1
+        leaf = leaf.gather(1, ((position + start) % length).clamp(max=width - 1))
+        choice = (bits & 0xFFFFF) % self._choice_count.index_select(0, stage)[:, None]
+        word = torch.where(leaf, LEAF, self._choice.index_select(0, stage).gather(1, choice))
+        return word.masked_fill(outside, NOTHING)
+
+    def _assemble(self, number: Tensor, stage: Tensor, word: Tensor, operands: Tensor) -> Problems:
+        """Everything that follows from postfix words ``[B, W]`` and operands ``[B, N]``."""
+        nodes = _nodes(word, self._precedence)
+        n = operands.shape[1]
+        tape = torch.arange(n, device=word.device)
+        length = word.eq(LEAF).sum(1)
+        inside = tape < length[:, None]
+        is_operator = word.gt(LEAF)
+        m = max(1, (word.shape[1] - 1) // 2)
+        row = torch.where(is_operator, is_operator.cumsum(1) - 1, m)  # nothing stands in the last row, cut off below
+        columns = torch.stack([word, nodes.start, nodes.split, nodes.end], 2) * is_operator[..., None]
+        tree = word.new_zeros(len(word), m + 1, 4).scatter_(1, row[..., None].expand(-1, -1, 4), columns)[:, :m]
+
+        # Before an operand stand its operator and opening brackets, behind it closing ones.
+        nothing = word.new_zeros(len(word), n)
+        child_start = nodes.split
+        left, right = nodes.left_bracket.long(), nodes.right_bracket.long()
+        opens = nothing.scatter_add(1, nodes.start.clamp(max=n - 1), left)
+        opens = opens.scatter_add(1, child_start.clamp(max=n - 1), right)
+        closes = nothing.scatter_add(1, (nodes.split - 1).clamp(min=0), left)
+        closes = closes.scatter_add(1, (nodes.end - 1).clamp(min=0), right)
+        digits = torch.ones_like(operands)
+        for k in range(1, self._most_digits):
+            digits = digits + (operands >= BASE**k)
+        behind_operator = tape.gt(0).long()
+        size = (behind_operator + opens + digits + closes) * inside
+        last = size.cumsum(1) - closes - 1  # index of the last digit
+        prompt_length = size.sum(1) + 1
+        # 2 n - 1 operands and operators, brackets around each operator but the outermost, further digits, CTX; and a
+        # place for what is not there.
+        width = 2 * n + 2 * (n - 2) * (n > 2) + n * (self._most_digits - 1)
+        nowhere = torch.where(inside, last, width)
+        prompt = word.new_full((len(word), width + 1), NOTHING)
+        for k in range(self._most_digits):
+            there = inside & digits.gt(k)
+            prompt.scatter_(1, torch.where(there, last - k, width), operands // BASE**k % BASE)
+        first = last - digits - opens  # the operator's place
+        between = self._between(tree, n)
+        prompt.scatter_(1, torch.where(inside & tape.gt(0), first, width), between)
+        # What is left are brackets: opening ones behind an operator, closing ones behind an operand.
+        balance = prompt.gt(Token.CTX).long().cumsum(1)
+        balance = balance - torch.zeros_like(prompt).scatter_(1, nowhere, 1).cumsum(1)
+        prompt = torch.where(prompt.eq(NOTHING), torch.where(balance.lt(0), Token.CLOSE, Token.OPEN), prompt)
+        position = torch.arange(width + 1, device=word.device)
+        end = (prompt_length - 1)[:, None]
+        prompt = torch.where(position < end, prompt, torch.where(position == end, Token.CTX, Token.EOS))
+        if word.device.type == "cpu":  # a GPU would have to be waited for
+            width = int(prompt_length.max())
+        return Problems(
+            number=number,
+            stage=stage,
+            prompt=prompt[:, :width],
+            prompt_length=prompt_length,
+            operands=operands,
+            places=torch.where(inside, last, -1),
+            length=length,
+            target=evaluate(tree, operands, self.vocabulary),
+            tree=tree,
+        )
+
+    @staticmethod
+    def _between(tree: Tensor, n: int) -> Tensor:
+        """Token of the operator before each operand, int64 ``[B, N]``; that with ``split`` there."""
+        token, _, split, _ = tree.unbind(2)
+        return token.new_zeros(len(tree), n).scatter_add_(1, split, token)
+
+
+class _Nodes(NamedTuple):
+    """For each position of postfix words ``[B, W]``, the subtree that ends there: spans of the tape, and brackets."""
+
+    start: Tensor
+    split: Tensor
+    end: Tensor
+    left_bracket: Tensor
+    right_bracket: Tensor
+
+
+def _nodes(word: Tensor, precedence: Tensor) -> _Nodes:
+    """What operands the operators join, and which of these need brackets."""
+    leaf, is_operator = word.eq(LEAF), word.gt(LEAF)
+    height = (leaf.long() - is_operator.long()).cumsum(1)  # of the stack, behind each position
+    position = torch.arange(word.shape[1], device=word.device)
+    # A subtree begins behind the last position at which the stack was lower than at its end.
+    lower = (height[:, None, :] < height[:, :, None]) & (position[None, :] < position[:, None])  # [B, W, W]
+    begin = torch.where(lower, position, -1).amax(2) + 1
+    leaves = leaf.long().cumsum(1)
+    start = (leaves - leaf.long()).gather(1, begin)
+    right = (position - 1).clamp(min=0).expand_as(word)  # where the right operand ends
+    left = (begin.gather(1, right) - 1).clamp(min=0)
+    split = start.gather(1, right) * is_operator
+    binds = precedence[word].masked_fill(leaf, INT64_MAX)
+    left_bracket = is_operator & (binds.gather(1, left) < binds)
+    right_bracket = is_operator & (binds.gather(1, right) <= binds)
+    return _Nodes(start, split, leaves, left_bracket, right_bracket)
+
+
+def _operands(purpose: Purpose) -> Purpose:
+    """The sequence that the operands of problems of a purpose are drawn from."""
+    return Purpose[f"{purpose.name}_OPERANDS"]
+
+
+def _hash(word: Tensor, operands: Tensor) -> Tensor:
+    """A number from 0 to 2^62 - 1 for each row of two; zeros at the end of a row change nothing."""
+    mixed = torch.zeros_like(word[:, 0])
+    for first, values in ((0, word), (DRAWS, operands)):
+        k = torch.arange(first, first + values.shape[1], device=values.device)
+        mixed = mixed + (values * (random_bits(0, Purpose.HELD_OUT, k) | 1)).sum(1)
+    return random_bits(1, Purpose.HELD_OUT, mixed, bits=62)

@@ -12,20 +12,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from toolagent_pl.problems.batch import Problems
-from toolagent_pl.problems.stages import Ladder
-from toolagent_pl.randomness import Purpose, random_below, random_uniform
+from toolagent_pl.problems.stages import Stages
+from toolagent_pl.randomness import Purpose, random_uniform
 
 LARGEST_BATCH = 2**24
 LARGEST_EPOCH = 2**31 - 1  # in batches
-
-
-def _spread(size: int) -> int:
-    """A step through ``range(size)``, a power of ten, that hits every number once and jumps about evenly.
-
-    The golden section of the range, made to share no factor with ten.
-    """
-    step = int(size * 0.618033988749895) | 1
-    return step if step % 5 else step + 2
 
 
 class ProblemStream(IterableDataset[Problems]):
@@ -34,7 +25,7 @@ class ProblemStream(IterableDataset[Problems]):
     Position and mixture lie in shared memory, so that worker processes see what the main process sets.
 
     Args:
-        ladder: Stages to draw from.
+        stages: To draw from; problems that are held out are never drawn.
         seed: Seed of the run.
         batch_size: Problems in a batch, over all ranks.
         batches: Batches in an epoch.
@@ -48,7 +39,7 @@ class ProblemStream(IterableDataset[Problems]):
 
     def __init__(
         self,
-        ladder: Ladder,
+        stages: Stages,
         seed: int,
         batch_size: int,
         batches: int,
@@ -64,11 +55,11 @@ class ProblemStream(IterableDataset[Problems]):
             raise ValueError(f"data.batch_size: got {batch_size}, expected at most {LARGEST_BATCH}")
         if not 1 <= batches <= LARGEST_EPOCH:
             raise ValueError(f"data.batches_per_epoch: got {batches}, expected at least 1 and at most {LARGEST_EPOCH}")
-        self.ladder = ladder.to(device)
+        self.stages = stages.to(device)
         self.seed, self.batch_size, self.batches = seed, batch_size, batches
         self.rank, self.ranks, self.device = rank, ranks, torch.device(device)
         self._position = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._mixture = torch.full((len(ladder),), 1.0 / len(ladder)).share_memory_()
+        self._mixture = torch.full((len(stages),), 1.0 / len(stages)).share_memory_()
 
     @property
     def position(self) -> int:
@@ -87,8 +78,8 @@ class ProblemStream(IterableDataset[Problems]):
     @mixture.setter
     def mixture(self, shares: Sequence[float]) -> None:
         weights = torch.tensor(shares, dtype=torch.float32)
-        if len(weights) != len(self.ladder) or bool((weights < 0).any()) or not 0 < float(weights.sum()) < float("inf"):
-            raise ValueError(f"mixture: got {shares}, expected {len(self.ladder)} shares, none of them negative")
+        if len(weights) != len(self.stages) or bool((weights < 0).any()) or not 0 < float(weights.sum()) < float("inf"):
+            raise ValueError(f"mixture: got {shares}, expected {len(self.stages)} shares, none of them negative")
         self._mixture.copy_(weights / weights.sum())
 
     def batch(self, position: int) -> Problems:
@@ -99,8 +90,7 @@ class ProblemStream(IterableDataset[Problems]):
         uniform, stage = random_uniform(self.seed, Purpose.STAGE, number), torch.zeros_like(number)
         for share in self._mixture.cumsum(0)[:-1].tolist():  # as numbers: to copy a tensor, a GPU is waited for
             stage += uniform > share
-        index = random_below(self.seed, Purpose.PROBLEM, number, self.ladder.sizes(stage))
-        return self.ladder.problems(number, stage, index)
+        return self.stages.draw(number, stage, self.seed, Purpose.PROBLEM, held_out=False)
 
     def __iter__(self) -> Iterator[Problems]:
         worker = get_worker_info()
@@ -112,12 +102,14 @@ class ProblemStream(IterableDataset[Problems]):
 
 
 class FixedProblems:
-    """Batches of the same problems each time, stage after stage; whole stages, or an even sample of each.
+    """Batches of the same problems each time, stage after stage: all of a stage, or a sample of those held out.
 
     Args:
-        ladder: Stages to take.
-        per_stage: Most problems of each stage, spread evenly over it; None for all of them.
+        stages: To take problems from.
+        purpose: Which sample.
+        per_stage: Most problems of each stage.
         batch_size: Most problems in a batch of one rank. A batch never mixes stages.
+        whole: Take all problems of stages small enough to be enumerated, those that are trained on among them.
         rank: This rank, from 0; the ranks share the problems, none twice.
         ranks: How many ranks there are.
         device: Where the problems are made.
@@ -128,32 +120,39 @@ class FixedProblems:
 
     def __init__(
         self,
-        ladder: Ladder,
-        per_stage: int | None,
+        stages: Stages,
+        purpose: Purpose,
+        per_stage: int,
         batch_size: int,
+        whole: bool = False,
         rank: int = 0,
         ranks: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
         if not 1 <= batch_size <= LARGEST_BATCH:
             raise ValueError(f"data.eval_batch_size: got {batch_size}, expected at least 1 and at most {LARGEST_BATCH}")
-        if per_stage is not None and per_stage < 1:
-            raise ValueError(f"data.val_problems, data.predict_problems: got {per_stage}, expected at least 1")
-        self.ladder, self.device = ladder.to(device), torch.device(device)
-        self.per_stage, self.batch_size = per_stage, batch_size
+        if not 1 <= per_stage <= LARGEST_BATCH:
+            option = f"data.{purpose.name.lower().replace('validation', 'val')}_problems"
+            raise ValueError(f"{option}: got {per_stage}, expected at least 1 and at most {LARGEST_BATCH}")
+        self.stages, self.device = stages.to(device), torch.device(device)
+        self.purpose, self.per_stage, self.batch_size, self.whole = purpose, per_stage, batch_size, whole
         self.rank, self.ranks = rank, ranks
 
-    def _indices(self, stage: int) -> Tensor:
-        size = self.ladder.stages[stage].size
-        wanted = size if self.per_stage is None else min(self.per_stage, size)
-        mine = torch.arange(self.rank, max(self.rank, wanted), self.ranks, device=self.device)
-        return mine if wanted == size else (size // 3 + mine * _spread(size)) % size
+    def _numbers(self, stage: int) -> Tensor:
+        size = (self.stages.size(stage) if self.whole else None) or self.per_stage
+        return torch.arange(self.rank, max(self.rank, size), self.ranks, device=self.device)
 
     def __len__(self) -> int:
-        return sum(-(-len(self._indices(stage)) // self.batch_size) for stage in range(len(self.ladder)))
+        return sum(-(-len(self._numbers(stage)) // self.batch_size) for stage in range(len(self.stages)))
 
     def __iter__(self) -> Iterator[Problems]:
-        for stage in range(len(self.ladder)):
-            for index in self._indices(stage).split(self.batch_size):
-                if len(index):
-                    yield self.ladder.problems(index, torch.full_like(index, stage), index)
+        for stage in range(len(self.stages)):
+            for number in self._numbers(stage).split(self.batch_size):
+                if not len(number):
+                    continue
+                if self.whole and self.stages.size(stage):
+                    yield self.stages.all_problems(stage, number)
+                else:
+                    positions = torch.full_like(number, stage)
+                    # The same problems for every seed of a run, so that runs can be compared.
+                    yield self.stages.draw(number, positions, 0, self.purpose, held_out=True)

@@ -1,0 +1,1 @@
+"""Long reliability runs: ``python -m pytest -m long tests/long``."""

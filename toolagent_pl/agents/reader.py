@@ -1,0 +1,188 @@
+"""The reader: adds up what stands between the numbers of a prompt, and compares the sums at the reported places."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toolagent_pl.agents.agent import Agent, Evaluation, Policy, Rollout, evaluate
+from toolagent_pl.agents.gru import gru_step
+from toolagent_pl.envs import EnvSpec, Observation
+from toolagent_pl.problems import Problems
+from toolagent_pl.tools import Token
+
+LARGEST_SIZE = 4096
+SHARP = 2.0  # factor of the initial weights in front of a tanh: that of a difference of depths should be nearly a sign
+
+
+class ReaderCache(NamedTuple):
+    """What was read, and the decoder's memory.
+
+    Attributes:
+        encoded: ``[B, N + 1, d]``, of each number of the prompt; zeros in the last row, for places that there are not.
+        number: int64 ``[B, L]``, the number that each place of the prompt belongs to.
+        hidden: ``[B, h]``, state of the recurrent decoder, or ``[B, 0]``.
+    """
+
+    encoded: Tensor
+    number: Tensor
+    hidden: Tensor
+
+
+class Reader(Agent):
+    """Encodes each number of a prompt by the operators and brackets around it, and decides on what it looks at.
+
+    The encoder adds up a learned table of counters over the gaps between numbers. A number is encoded by bounded
+    symbols of the gap behind it, by scores that are linear in all that stands before it and in that gap (the depth of
+    brackets is such a sum, exact at any depth), and by how the scores change to the next number. Digits say nothing
+    about a plan, and count nothing. What a token adds to all scores behind it is shrunk towards 0 after each update:
+    else the operators, whose sum says nothing, would drown that of the brackets in long problems.
+
+    The decoder looks at the places that the tools report: it gets their symbols, and compares their scores pair by pair
+    (next operand and accumulator, accumulator and top of memory, top of memory and left operand). All that the policy
+    sees is bounded, so that longer problems than those of training look like them; only the critic sees the scores
+    themselves. Without reported places it gets the mean over all numbers.
+
+    Args:
+        spec: The task; the command line fills it in.
+        counters: Counters of each token.
+        symbols: Symbols of each number.
+        scores: Scores of each number.
+        hidden: Width of the decoder.
+        critic: Width of the critic.
+        shrink: How fast what tokens add to the scores behind them is shrunk, times the learning rate.
+        recurrent: Let a GRU remember what was seen in earlier steps. It is not needed where the tools report all
+            places, and then slower.
+        actions: Names of the tokens that may be chosen; the tools, ANS, STO and RCL without it.
+
+    Raises:
+        ValueError: If a size is out of range.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        counters: int = 8,
+        symbols: int = 12,
+        scores: int = 8,
+        hidden: int = 64,
+        critic: int = 32,
+        shrink: float = 0.1,
+        recurrent: bool = False,
+        actions: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(spec, actions)
+        sizes = {"counters": counters, "symbols": symbols, "scores": scores, "hidden": hidden, "critic": critic}
+        for option, size in sizes.items():
+            if not 1 <= size <= LARGEST_SIZE:
+                raise ValueError(f"model.agent.{option}: got {size}, expected at least 1 and at most {LARGEST_SIZE}")
+        if not 0 <= shrink < float("inf"):
+            raise ValueError(f"model.agent.shrink: got {shrink}, expected a number of at least 0")
+        self.counters, self.scores, self.hidden, self.critic, self.shrink = counters, scores, hidden, critic, shrink
+        places = max(1, spec.places)  # without any, the mean over all numbers takes their place
+        pairs = places - 1
+        self.count = nn.Parameter(torch.randn(spec.vocabulary.size, counters) * 0.5)
+        self.depth = nn.Parameter(torch.randn(spec.vocabulary.size, scores) * 0.6)
+        self.symbol = nn.Linear(counters, symbols)
+        self.score = nn.Linear(counters, scores, bias=False)
+        self.change_bias = nn.Parameter(torch.zeros(scores))
+        self.pair_bias = nn.Parameter(torch.zeros(pairs, scores))
+        self.look = nn.Linear(places * (symbols + scores + 1) + pairs * scores + spec.flags, hidden + critic)
+        self.level = nn.Linear(places * scores, critic, bias=False)
+        self.gru = nn.GRUCell(hidden, hidden) if recurrent else None
+        self.mix = nn.Linear(hidden, hidden)
+        self.policy = nn.Linear(hidden, len(self.actions))
+        self.value = nn.Linear(critic, 1)
+        is_digit = torch.arange(spec.vocabulary.size)[:, None] <= Token.D9
+        self.register_buffer("is_digit", is_digit, persistent=False)
+        with torch.no_grad():
+            self.symbol.weight.mul_(SHARP)
+            self.score.weight.mul_(SHARP)
+            self.policy.weight.mul_(0.1)  # begin with nearly equal probabilities and values
+            self.value.weight.mul_(0.1)
+
+    def prefill(self, problems: Problems) -> ReaderCache:
+        """Encode all numbers."""
+        prompt = problems.prompt
+        size, length = prompt.shape
+        digit = prompt <= int(Token.D9)  # torch.compile does not know it for a number
+        last_digit = digit & ~F.pad(digit[:, 1:], (0, 1))
+        number = F.pad(last_digit[:, :-1].cumsum(1), (1, 0))  # how many numbers end before each place
+        outside = torch.arange(length, device=prompt.device) >= problems.prompt_length[:, None]
+        assert isinstance(self.is_digit, Tensor)
+        table = torch.cat([self.count, SHARP * self.depth], 1).masked_fill(self.is_digit, 0)
+        table = F.pad(table, (0, 0, 0, 1))
+        counts = F.embedding(prompt.masked_fill(outside, len(self.count)), table)  # [B, L, C + S]
+        # Gap 0 is what stands before the first number, gap k + 1 what stands behind number k.
+        gaps = counts.new_zeros(size, problems.operands.shape[1] + 1, counts.shape[2])
+        gaps = gaps.scatter_add(1, number[..., None].expand_as(counts), counts)
+        behind = gaps[:, 1:, : self.counters]
+        score = gaps[:, :-1, self.counters :].cumsum(1) + self.score(behind)  # [B, N, S]
+        change = F.pad(score[:, 1:] - score[:, :-1], (0, 0, 0, 1))
+        encoded = torch.cat([score, self.symbol(behind).tanh(), (change + self.change_bias).tanh()], 2)
+        hidden = encoded.new_zeros(size, 0 if self.gru is None else self.hidden)
+        return ReaderCache(F.pad(encoded, (0, 0, 0, 1)), number, hidden)
+
+    def decode(self, cache: ReaderCache, previous: Tensor, observation: Observation) -> tuple[Policy, ReaderCache]:
+        """Look at the reported places, and decide."""
+        row = torch.arange(len(previous), device=previous.device)
+        policy, hidden = self._decide(cache, row, observation)
+        return policy, cache._replace(hidden=hidden)
+
+    def forward(self, rollout: Rollout) -> Evaluation:
+        """Evaluate all steps at once: without recurrence, no step needs the one before."""
+        if self.gru is not None:
+            return super().forward(rollout)
+        cache = self.prefill(rollout.problems)
+        steps, episodes = rollout.mask.shape
+        device = rollout.mask.device
+        if (
+            torch.compiler.is_compiling() or device.type != "cpu"
+        ):  # a GPU would be waited for to learn which steps count
+            index = torch.arange(steps * episodes, device=device)
+        else:
+            index = rollout.mask.flatten().nonzero()[:, 0]
+        observation = Observation(*(x.flatten(0, 1).index_select(0, index) for x in rollout.observations))
+        policy, _ = self._decide(cache, index % episodes, observation)
+        found = evaluate(policy, rollout.actions.flatten().index_select(0, index))
+        whole = (
+            x.new_zeros(steps * episodes).index_copy(0, index, x).view(steps, episodes) for x in found if x is not None
+        )
+        return Evaluation(*(torch.where(rollout.mask, x, 0) for x in whole))
+
+    @torch.no_grad()
+    def after_update(self, learning_rate: float) -> None:
+        """Shrink what tokens add to the scores behind them, down to 0: a proximal step for the sum of magnitudes.
+
+        Source: Daubechies et al., "An iterative thresholding algorithm", 2004, equation 2.2.
+        """
+        self.depth.copy_(F.softshrink(self.depth, self.shrink * learning_rate))
+
+    def _decide(self, cache: ReaderCache, row: Tensor, observation: Observation) -> tuple[Policy, Tensor]:
+        """The policy for observations ``[K, ...]`` of these rows of the cache, int64 ``[K]``; and the next state."""
+        encoded, number = cache.encoded, cache.number
+        size, numbers, d = encoded.shape
+        if observation.places.shape[1]:
+            there = observation.places >= 0
+            place = observation.places.clamp(min=0) + row[:, None] * number.shape[1]
+            seen_number = torch.where(there, number.flatten()[place], numbers - 1) + row[:, None] * numbers
+            seen = encoded.reshape(size * numbers, d).index_select(0, seen_number.flatten()).view(*there.shape, d)
+        else:
+            seen = (encoded.sum(1) / number.amax(1, keepdim=True).clamp(min=1)).index_select(0, row)[:, None]
+            there = torch.ones_like(seen[..., 0], dtype=torch.bool)
+        score, bounded = seen.split([self.scores, d - self.scores], 2)
+        present = there.to(seen.dtype)
+        both = (present[:, 1:] * present[:, :-1])[..., None]
+        compared = (score[:, 1:] - score[:, :-1] + self.pair_bias).tanh() * both
+        flags = observation.flags.to(seen.dtype)
+        features = torch.cat([bounded.flatten(1), compared.flatten(1), present, flags], 1)
+        actor, critic = self.look(features).split([self.hidden, self.critic], 1)
+        actor, hidden = actor.relu(), cache.hidden
+        if self.gru is not None:
+            hidden = gru_step(F.linear(actor, self.gru.weight_ih, self.gru.bias_ih), hidden, self.gru)
+            actor = actor + hidden
+        actor = self.mix(actor).relu()
+        critic = (critic + self.level(score.flatten(1))).relu()
+        return Policy(self.policy(actor), self.value(critic)[:, 0]), hidden

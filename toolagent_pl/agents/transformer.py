@@ -1,0 +1,111 @@
+"""A Transformer that reads: self-attention over the prompt, then one query for each action, with a KV cache."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toolagent_pl.agents.agent import Agent, Policy
+from toolagent_pl.envs import EnvSpec, Observation
+from toolagent_pl.problems import Problems
+
+LARGEST_SIZE = 4096
+LONGEST_PERIOD = 10_000.0
+
+
+class TransformerCache(NamedTuple):
+    """What a query can attend to: the prompt, and the steps taken so far.
+
+    Attributes:
+        encoded: ``[B, L + 1, d]``, the prompt; the last row stands for places that there are not.
+        keys, values: ``[B, H, L + t, d / H]``, of the prompt and of ``t`` steps.
+        visible: bool ``[B, L + t]``, false for padding.
+    """
+
+    encoded: Tensor
+    keys: Tensor
+    values: Tensor
+    visible: Tensor
+
+
+class TransformerReader(Agent):
+    """Reads the prompt with self-attention. Each step is a query over the prompt and the steps before it.
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017, with normalisation before each part (Xiong et al., 2020).
+
+    Args:
+        spec: The task; the command line fills it in.
+        d: Width.
+        heads: Attention heads; they share the width.
+        layers: Layers of self-attention over the prompt.
+        actions: Names of the tokens that may be chosen; the tools, ANS, STO and RCL without it.
+
+    Raises:
+        ValueError: If a size is out of range.
+    """
+
+    def __init__(
+        self, spec: EnvSpec, d: int = 64, heads: int = 4, layers: int = 2, actions: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(spec, actions)
+        if not 2 <= d <= LARGEST_SIZE or d % 2:
+            raise ValueError(f"model.agent.d: got {d}, expected an even number from 2 to {LARGEST_SIZE}")
+        if heads < 1 or d % heads:
+            raise ValueError(f"model.agent.heads: got {heads}, expected a number that divides {d}")
+        if not 1 <= layers <= 64:
+            raise ValueError(f"model.agent.layers: got {layers}, expected 1 to 64")
+        self.heads = heads
+        self.embedding = nn.Embedding(spec.vocabulary.size, d)
+        layer = nn.TransformerEncoderLayer(d, heads, 2 * d, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(d), enable_nested_tensor=False)
+        self.nowhere = nn.Parameter(torch.zeros(d))
+        self.look = nn.Linear(spec.places * d + spec.flags + d, d)
+        self.keys_values = nn.Linear(d, 2 * d)
+        self.query = nn.Linear(d, d)
+        self.attended = nn.Linear(d, d)
+        self.feed_forward = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, d))
+        self.norm = nn.LayerNorm(d)
+        self.policy = nn.Linear(d, len(self.actions))
+        self.value = nn.Linear(d, 1)
+
+    def prefill(self, problems: Problems) -> TransformerCache:
+        """Self-attention over the prompt."""
+        length = problems.prompt.shape[1]
+        visible = torch.arange(length, device=problems.device) < problems.prompt_length[:, None]
+        embedded = self.embedding(problems.prompt)
+        x = self.encoder(embedded + _positions(length, embedded), src_key_padding_mask=~visible)
+        keys, values = self._split(self.keys_values(x)).chunk(2, -1)
+        nowhere = self.nowhere.to(x.dtype).expand(len(x), 1, -1)
+        return TransformerCache(torch.cat([x, nowhere], 1), keys, values, visible)
+
+    def decode(
+        self, cache: TransformerCache, previous: Tensor, observation: Observation
+    ) -> tuple[Policy, TransformerCache]:
+        """A query from what is seen at the reported places, over the prompt and the steps so far."""
+        encoded = cache.encoded
+        place = torch.where(observation.places < 0, encoded.shape[1] - 1, observation.places)
+        seen = encoded.gather(1, place[..., None].expand(-1, -1, encoded.shape[2])).flatten(1)
+        heard = self.embedding(previous)
+        x = self.look(torch.cat([seen, observation.flags.to(seen.dtype), heard.to(seen.dtype)], 1))
+        key, value = self._split(self.keys_values(x)[:, None]).chunk(2, -1)
+        keys, values = torch.cat([cache.keys, key], 2), torch.cat([cache.values, value], 2)
+        visible = torch.cat([cache.visible, torch.ones_like(cache.visible[:, :1])], 1)
+        query = self._split(self.query(x)[:, None])
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible[:, None, None, :])
+        x = x + self.attended(attended.transpose(1, 2).flatten(1))
+        x = self.norm(x + self.feed_forward(x))
+        return Policy(self.policy(x), self.value(x)[:, 0]), TransformerCache(encoded, keys, values, visible)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """``[B, L, k d]`` by heads, ``[B, H, L, k d / H]``."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def _positions(length: int, like: Tensor) -> Tensor:
+    """Sines and cosines of positions, ``[L, d]``; Vaswani et al., section 3.5."""
+    d = like.shape[-1]
+    rate = LONGEST_PERIOD ** (-torch.arange(0, d, 2, device=like.device) / d)
+    angle = torch.arange(length, device=like.device)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], 1).to(like.dtype)

@@ -1,0 +1,59 @@
+"""Pictures in TensorBoard: accuracies by kind of problem, tools by step, and an episode of each stage."""
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from toolagent_pl.module import ToolAgent
+from toolagent_pl.problems import Stages
+from toolagent_pl.problems.stream import FixedProblems
+from toolagent_pl.randomness import Purpose
+
+
+class Pictures(Callback):
+    """Draws what the agent does at the end of training, and now and then on the way.
+
+    Args:
+        every_n_epochs: Epochs between two sets of pictures; null for only at the end.
+        per_stage: Problems of each stage that is trained on.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def __init__(self, every_n_epochs: int | None = None, per_stage: int = 200) -> None:
+        for option, value in (("every_n_epochs", every_n_epochs), ("per_stage", per_stage)):
+            if value is not None and value < 1:
+                raise ValueError(f"pictures.{option}: got {value}, expected at least 1")
+        self.every_n_epochs, self.per_stage = every_n_epochs, per_stage
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw if it is time."""
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the agent that training ended with."""
+        self._draw(trainer, pl_module)
+
+    @torch.no_grad()
+    def _draw(self, trainer: Trainer, module: LightningModule) -> None:
+        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not trainer.is_global_zero or not writers or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        from toolagent_pl import figures  # matplotlib takes half a second to load
+
+        assert isinstance(module, ToolAgent)
+        stages = Stages(module.stages.stages[: module.trained_stages], module.stages.vocabulary.tools)
+        problems = FixedProblems(stages, Purpose.PREDICT, self.per_stage, self.per_stage, device=module.device)
+        rollouts = [module.act(batch) for batch in problems]
+        drawn = {
+            "pictures/accuracy_by_operators": figures.accuracy_by_operators(rollouts),
+            "pictures/accuracy_by_shape": figures.accuracy_by_shape(rollouts),
+            "pictures/tools_by_step": figures.tools_by_step(rollouts, module.env),
+        }
+        for name, rollout in zip(stages.names, rollouts, strict=True):
+            drawn[f"episodes/{name}"] = figures.episode(rollout, module.env)
+        for writer in writers:
+            for name, figure in drawn.items():
+                writer.add_figure(name, figure, module.batches_seen)

@@ -1,0 +1,130 @@
+"""Pictures of what an agent does: accuracies, tools by step, and one episode as a drawing."""
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from toolagent_pl.agents import Rollout
+from toolagent_pl.envs import Env, execute
+from toolagent_pl.envs.env import PLACES
+from toolagent_pl.learning.rollout import visible_actions
+from toolagent_pl.problems import Problems
+
+COLORS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a")
+MOST_SHAPES = 24
+
+
+def accuracy_by_operators(rollouts: Sequence[Rollout]) -> Figure:
+    """Share of right answers by number of operators."""
+    operators = torch.cat([rollout.problems.length - 1 for rollout in rollouts])
+    correct = torch.cat([rollout.outcome.correct for rollout in rollouts])
+    return _bars(*_shares(operators, correct), "operators", "right answers by number of operators")
+
+
+def accuracy_by_shape(rollouts: Sequence[Rollout]) -> Figure:
+    """Share of right answers by shape of tree: the shapes with the lowest shares, written with dots as operands."""
+    names: list[str] = []
+    for rollout in rollouts:
+        names += shapes(rollout.problems)
+    correct = torch.cat([rollout.outcome.correct for rollout in rollouts]).tolist()
+    tried: dict[str, list[bool]] = {}
+    for name, right in zip(names, correct, strict=True):
+        tried.setdefault(name, []).append(right)
+    worst = sorted(tried, key=lambda name: (sum(tried[name]) / len(tried[name]), -len(tried[name])))[:MOST_SHAPES]
+    figure = Figure(figsize=(8, 0.28 * len(worst) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(worst)), [sum(tried[name]) / len(tried[name]) for name in worst], color=COLORS[0])
+    axes.set_yticks(range(len(worst)), [f"{name}  ({len(tried[name])})" for name in worst], fontfamily="monospace")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_title("right answers by shape of tree, lowest first (problems tried)")
+    return figure
+
+
+def tools_by_step(rollouts: Sequence[Rollout], env: Env) -> Figure:
+    """Which share of the episodes calls each tool in each step."""
+    steps = max(len(rollout.mask) for rollout in rollouts)
+    actions = env.vocabulary.actions
+    counts, episodes = torch.zeros(len(actions), steps), 0
+    for rollout in rollouts:
+        episodes += len(rollout.idle)
+        for i, token in enumerate(actions):
+            counts[i, : len(rollout.mask)] += (rollout.tokens.eq(token) & rollout.mask).sum(1).cpu()
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    bottom = torch.zeros(steps)
+    for token, row in zip(actions, counts / episodes, strict=True):
+        axes.bar(range(1, steps + 1), row.tolist(), bottom=bottom.tolist(), label=env.vocabulary.name(token))
+        bottom += row
+    axes.set_xlabel("step")
+    axes.set_ylabel("share of episodes")
+    axes.set_title("tools called by step")
+    axes.legend(ncols=len(actions), fontsize="small")
+    return figure
+
+
+def episode(rollout: Rollout, env: Env, row: int = 0) -> Figure:
+    """One episode as a drawing: a line for each call, with the prompt, the places reported, and what tools hold."""
+    one = rollout.select(torch.tensor([row], device=rollout.idle.device))
+    problems, vocabulary = one.problems, env.vocabulary
+    prompt = [vocabulary.symbol(token) for token in problems.prompt[0, : int(problems.prompt_length) - 1].tolist()]
+    calls = visible_actions(one)
+    states = execute(env, problems, calls)
+    names = [vocabulary.name(token) for token in calls[0].tolist() if token >= 0]
+    width = max(len(prompt), 4)
+    figure = Figure(figsize=(0.34 * width + 4.2, 0.55 * len(names) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlim(-0.8, width + 11)
+    axes.set_ylim(len(names) + 0.2, -1.4)
+    axes.axis("off")
+    columns = {"call": width + 1.0, "accumulator": width + 5.5}
+    for title, x in {"prompt": 0.0, **columns}.items():
+        axes.text(x, -0.9, title, weight="bold", va="center")
+    places = one.observations.places[:, 0]  # [T, P]
+    for step, name in enumerate(names):
+        for x, symbol in enumerate(prompt):
+            axes.text(x, step, symbol, family="monospace", ha="center", va="center", fontsize=11)
+        for i, place in enumerate(places[step].tolist()):
+            if place >= 0:
+                axes.plot([place - 0.35, place + 0.35], [step + 0.24 + 0.07 * i] * 2, color=COLORS[i], linewidth=2.4)
+        after = states[step + 1]
+        value = str(int(after.value[0])) if bool(after.valued[0]) else "-"
+        axes.text(columns["call"], step, name, family="monospace", va="center", weight="bold")
+        axes.text(columns["accumulator"], step, value, family="monospace", va="center")
+    for i in range(places.shape[1]):
+        axes.plot([], [], color=COLORS[i], linewidth=2.4, label=PLACES[i])
+    if places.shape[1]:
+        axes.legend(loc="upper right", ncols=len(PLACES), fontsize="small", frameon=False, bbox_to_anchor=(1.0, 1.04))
+    return figure
+
+
+def shapes(problems: Problems) -> list[str]:
+    """Shape of each tree, every operand a dot and every operator with brackets: ``((..).)``."""
+    written = []
+    for tree, length in zip(problems.tree.tolist(), problems.length.tolist(), strict=True):
+        parts = {(i, i + 1): "." for i in range(length)}
+        for token, start, split, end in tree:
+            if token:
+                parts[start, end] = f"({parts.pop((start, split))}{parts.pop((split, end))})"
+        written.append(parts[0, length])
+    return written
+
+
+def _shares(group: Tensor, correct: Tensor) -> tuple[list[int], list[float], list[int]]:
+    groups = group.unique().tolist()
+    chosen = [correct[group == one] for one in groups]
+    return groups, [float(one.float().mean()) for one in chosen], [len(one) for one in chosen]
+
+
+def _bars(groups: list[int], shares: list[float], counts: list[int], label: str, title: str) -> Figure:
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(range(len(groups)), shares, color=COLORS[0])
+    ticks = [f"{group}\n({count:,})" for group, count in zip(groups, counts, strict=True)]
+    axes.set_xticks(range(len(groups)), ticks)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel(f"{label} (problems tried)")
+    axes.set_title(title)
+    return figure
