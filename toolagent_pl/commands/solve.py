@@ -1,0 +1,154 @@
+"""``python -m toolagent_pl solve``: a trained agent solves expressions before your eyes.
+
+It loads torch and no more: Lightning and its command line take longer to load than the answer takes.
+"""
+
+import argparse
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from toolagent_pl.drawing import LEGEND, draw, page
+from toolagent_pl.episodes import Episode
+from toolagent_pl.problems.expression import ExpressionError
+from toolagent_pl.solver import Solution, Solver
+
+USAGE_ERROR = 2
+INTERRUPTED = 130  # what shells expect of a program that was stopped from the keyboard
+RUNS = "lightning_logs/version_*/checkpoints/last.ckpt"
+MOST_DRAWN = 1000  # expressions on a page
+CHUNK = 10_000  # lines that are read before they are solved
+UNLIMITED = 100_000  # columns, where nobody looks
+EXAMPLES = """\
+examples:
+  python -m toolagent_pl solve "2*(3+4)"
+  python -m toolagent_pl solve "1-(2-3)*4" "5*6+7" --html plans.html
+  python -m toolagent_pl solve --json - < expressions.txt
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"error: {message}; see solve --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m toolagent_pl solve",
+        description="Solve arithmetic expressions with a trained agent, and show how it does it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "expressions",
+        nargs="+",
+        metavar="EXPRESSION",
+        help="whole numbers, operators and brackets, in quotes; - for the lines of standard input",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each expression, a line each")
+    parser.add_argument("--html", metavar="FILE", help="also write a page in which to step through the plans")
+    parser.add_argument(
+        "--ckpt_path",
+        metavar="PATH",
+        help="a checkpoint, or last for that of the newest run here, or the folder of a saved agent "
+        "(default: the agent that comes with the package)",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command, and return its exit status.
+
+    Args:
+        arguments: The words after ``solve``.
+    """
+    # An expression that begins with a minus is none, and shall be told so: argparse would take it for an option.
+    words = [f" {word}" if re.match(r"-[\d(.]", word) else word for word in arguments]
+    options = _parser().parse_args(words)
+    try:
+        status = _solve(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # nobody reads on, as in ``| head -1``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _solve(options: argparse.Namespace) -> int:
+    try:
+        solver = Solver.from_checkpoint(_newest() if options.ckpt_path == "last" else options.ckpt_path)
+    except (ValueError, OSError) as error:
+        return _failed(error)
+    status, solved = 0, 0
+    drawn: list[tuple[str, Episode]] = []
+    width = shutil.get_terminal_size((UNLIMITED, 0)).columns
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    for texts in _chunks(options.expressions):
+        for text, result in zip(texts, solver.attempt(texts), strict=True):
+            if isinstance(result, ExpressionError):
+                status = _failed(result)
+                continue
+            solved += 1
+            if options.json:
+                print(json.dumps(Solution.of(text, result).as_dict()))
+            else:
+                print(draw(text, result, solver.env.vocabulary, width=width, colour=colour), end="\n\n")
+            if options.html and solved <= MOST_DRAWN:
+                drawn.append((text, result))
+        sys.stdout.flush()
+    if solved and not options.json and solver.env.places:
+        print(f"Looked at before a call: {LEGEND}")
+    if options.html and solved:
+        try:
+            if solved > MOST_DRAWN:
+                raise ValueError(f"html: got {solved} expressions, expected at most {MOST_DRAWN} on a page")
+            text = page([given for given, _ in drawn], [episode for _, episode in drawn], solver.env)
+            Path(options.html).expanduser().write_text(text, encoding="utf-8")
+        except (ValueError, OSError) as error:
+            status = _failed(error)
+    return status
+
+
+def _failed(error: Exception) -> int:
+    """Say what is wrong in one line, behind what was printed before it."""
+    sys.stdout.flush()
+    print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    return USAGE_ERROR
+
+
+def _chunks(expressions: Sequence[str]) -> Iterator[list[str]]:
+    """What is to be solved at a time: the words of the command line, and lines where a word is ``-``."""
+    for is_input, words in itertools.groupby(expressions, lambda word: word == "-"):
+        if not is_input:
+            yield [word.removeprefix(" ") if word.startswith(" -") else word for word in words]
+            continue
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="backslashreplace")
+        lines = (line.rstrip("\n") for line in sys.stdin if not line.isspace())
+        size = 1 if sys.stdin.isatty() else CHUNK  # whoever types a line waits for the answer
+        while chunk := list(itertools.islice(lines, size)):
+            yield chunk
+
+
+def _newest() -> Path:
+    """The checkpoint of the newest run below the working directory.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = sorted(Path().glob(RUNS), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"ckpt_path: got last, expected a run, {RUNS}, in {Path.cwd()}")
+    return found[-1]
