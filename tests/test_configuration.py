@@ -115,8 +115,11 @@ def function(*args): pass
 """
 
 
-@pytest.mark.parametrize("name", ["X", "function", "Outer", "Inner", "Outer.Inner", "os.system", "nothing"])
-@pytest.mark.parametrize("option", ["model.reward", "trainer.callbacks", "data.tools", "optimizer"])
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [("model.reward", name) for name in ("X", "function", "Outer", "Inner", "Outer.Inner", "os.system", "nothing")]
+    + [(option, name) for option in ("trainer.callbacks", "data.tools", "optimizer") for name in ("X", "function")],
+)
 def test_a_module_that_makes_no_part_of_a_run_is_not_imported(capsys, option, name):
     """It is read, and found to make no class that derives from something, and no tool, of that name."""
     Path("evil.py").write_text(EVIL)

@@ -270,7 +270,7 @@ class ToolAgent(LightningModule):
                 count = self._mean_over_ranks(self._count(chosen))
                 counts.append(count)
                 losses = self._losses(chosen, Advantages(*(x.index_select(1, rows) for x in advantages)), count, sums)
-                self._optimize(losses)
+                self._optimize(losses, parts=len(rows.chunk(self.accumulate)))
                 self._steer(self._mean_over_ranks(sums[-1].entropy.float()) / count)
                 if algorithm.target_kl is not None:
                     moved = self._mean_over_ranks(sums[-1].metrics["approx_kl"]) / count
@@ -308,10 +308,15 @@ class ToolAgent(LightningModule):
 
     def rewards(self, rollout: Rollout) -> Tensor:
         """What the episodes pay, float32 ``[T, N]``."""
+        rewards = self._paid(rollout)
+        return rewards - self.step_cost * rollout.mask if self.step_cost else rewards
+
+    def _paid(self, rollout: Rollout) -> Tensor:
+        """What the reward says, checked."""
         rewards = self.reward(self.env, rollout)
         if not torch.compiler.is_compiling():
             check_rewards(self.reward, rewards, rollout)
-        return rewards - self.step_cost * rollout.mask if self.step_cost else rewards
+        return rewards
 
     def _advantages(self, rollout: Rollout, rewards: Tensor) -> Advantages:
         advantages = self.algorithm.advantages(rollout, rewards)
@@ -353,12 +358,12 @@ class ToolAgent(LightningModule):
         episodes = problem[..., None] * samples + torch.arange(samples, device=number.device)
         return [episodes[:, k].flatten() for k in range(count)]
 
-    def _optimize(self, losses: Any) -> None:
-        """One update from losses whose gradients are added up."""
+    def _optimize(self, losses: Any, parts: int = 1) -> None:
+        """One update from so many losses, whose gradients are added up; ranks meet at the last one."""
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         self._gradient_norm = None
-        last = self.accumulate - 1
+        last = parts - 1
         for i, loss in enumerate(losses):
             together: Any = nullcontext()
             if i < last and self.trainer.world_size > 1:
@@ -470,7 +475,7 @@ class ToolAgent(LightningModule):
             correct=outcome.correct,
             steps=outcome.steps * outcome.correct,
             textbook=problems.textbook_length * outcome.correct,
-            reward=self.reward(self.env, rollout).sum(0),
+            reward=self._paid(rollout).sum(0),
         )
         return outcome
 
