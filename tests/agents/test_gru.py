@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from toolagent_pl.agents.gru import gru_step, scan
+from toolagent_pl.agents.gru import gru_step
 
 
 def gradients(value, *inputs):
@@ -47,16 +47,3 @@ def test_a_step_in_mixed_precision_is_near():
     with torch.autocast("cpu", torch.bfloat16):
         got = gru_step(heard @ cell.weight_ih.T + cell.bias_ih, hidden, cell)
     assert_close(got.float(), cell(heard, hidden), atol=0.03, rtol=0.03)
-
-
-@pytest.mark.parametrize("shape", [(1, 2), (2, 3), (7, 2, 3)])
-def test_a_scan_and_its_gradients_are_those_of_a_plain_loop(shape):
-    torch.manual_seed(3)
-    keep, add = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    states = []
-    for k, a in zip(keep, add, strict=True):
-        states.append(k * states[-1] + a if states else 0 * k + a)
-    got, wanted = scan(keep, add), torch.stack(states)
-    assert_close(got, wanted)
-    for one, other in zip(gradients(got, keep, add), gradients(wanted, keep, add), strict=True):
-        assert_close(one, other)

@@ -1,4 +1,4 @@
-"""Recurrences that know their gradients: a step of a GRU, and a scan over a sequence.
+"""A step of a GRU that knows its gradient.
 
 Autograd would record ten small operations a step and go back through each of them.
 """
@@ -59,43 +59,3 @@ def gru_step(gates: Tensor, hidden: Tensor, cell: nn.GRUCell) -> Tensor:
         return new + update * (hidden - new)
     stepped: Tensor = _GRUStep.apply(gates, hidden, weight, bias)
     return stepped
-
-
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, keep: Tensor, add: Tensor) -> Tensor:
-        states = torch.empty_like(add)
-        states[0] = add[0]
-        for t in range(1, len(add)):
-            torch.addcmul(add[t], keep[t], states[t - 1], out=states[t])
-        ctx.save_for_backward(keep, states)
-        return states
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        keep, states = ctx.saved_tensors
-        into_add = torch.empty_like(grads[0])
-        into_add[-1] = grads[0][-1]
-        for t in range(len(keep) - 2, -1, -1):
-            torch.addcmul(grads[0][t], keep[t + 1], into_add[t + 1], out=into_add[t])
-        into_keep = torch.zeros_like(keep)
-        torch.mul(into_add[1:], states[:-1], out=into_keep[1:])
-        return into_keep, into_add
-
-
-def scan(keep: Tensor, add: Tensor) -> Tensor:
-    """A linear recurrence over a sequence, ``h_t = keep_t * h_{t-1} + add_t``, from 0.
-
-    Args:
-        keep, add: float ``[L, ...]``.
-
-    Returns:
-        All states, ``[L, ...]``.
-    """
-    if torch.compiler.is_compiling():
-        states = [add[0]]
-        for k, a in zip(keep[1:], add[1:], strict=True):
-            states.append(k * states[-1] + a)
-        return torch.stack(states)
-    states_: Tensor = _Scan.apply(keep, add)
-    return states_
