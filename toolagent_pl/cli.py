@@ -58,7 +58,7 @@ SOLVE_HINT = "python -m toolagent_pl solve EXPRESSION ... answers expressions wi
 LONGEST_LINE = 1000
 DEFAULT_STAGES = ["T0", "T1", "T2", "E1", "E2", "E3", "E4", "E5"]
 DEFAULT_CURRICULUM = ["E1", ["E2", "T0"], ["E3", "T1"], ["E4", "T2"], "E5"]
-DEFAULT_ENT_TARGETS = [1.0, 1.0, 0.7, 0.7, 0.7]
+DEFAULT_ENT_TARGETS = [1.0, 1.25, 1.0, 0.7, 0.7]
 MOST_OF = {"devices": 1024, "num_nodes": 65536}  # Lightning makes lists of them before anything can be checked
 SHOW_TRACEBACK = "TOOLAGENT_TRACEBACK"  # environment variable: 1 to see where an error comes from
 REPLACED = {  # options of the trainer that Lightning cannot do here, what leaves them alone, and what does it instead
@@ -274,7 +274,8 @@ class ToolAgentCLI(LightningCLI):
                 "model.agent": {"class_path": "Reader"},
                 "model.env": {"class_path": "CalculatorEnv", "init_args": {"max_steps": "auto"}},
                 "model.reward": {"class_path": "OutcomeReward"},
-                "model.algorithm": {"class_path": "PPO", "init_args": {"ent_target": 1.0}},
+                "model.algorithm": {"class_path": "PPO", "init_args": {"minibatches": 2, "ent_coef": 0.15, "ent_target": 1.0}},
+                "model.learning_rate": 4e-3,
                 "model.betas": (0.9, 0.98),
                 "data.stages": DEFAULT_STAGES,
                 "data.unseen": ["E6", "E8", "E10", "E12"],
@@ -282,10 +283,10 @@ class ToolAgentCLI(LightningCLI):
                 "data.val_problems": 256,
                 "curriculum.stages": DEFAULT_CURRICULUM,
                 "curriculum.advance_at": 0.9,
-                "curriculum.review": 0.4,
+                "curriculum.review": 0.3,
                 "curriculum.ent_targets": DEFAULT_ENT_TARGETS,
                 "polish.at": 0.95,
-                "polish.batches": 250,
+                "polish.batches": 150,
                 "polish.ent_target": 0.4,
                 "polish.step_cost": 0.02,
                 "solved.accuracy": None,

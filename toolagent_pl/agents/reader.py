@@ -14,7 +14,10 @@ from toolagent_pl.problems import Problems
 from toolagent_pl.tools import Token
 
 LARGEST_SIZE = 4096
-SHARP = 2.0  # factor of the initial weights in front of a tanh: that of a difference of depths should be nearly a sign
+SHARP = 2.0  # factor of the initial weights in front of a tanh: they should tell apart what they see at once
+# Factor of what tokens add to the scores behind them, which begins near 0: with a large factor a small weight is enough
+# for a difference of depths to be nearly a sign in front of a tanh, and shrinking leaves no more than that.
+STEEP = 12.0
 
 
 class ReaderCache(NamedTuple):
@@ -69,7 +72,7 @@ class Reader(Agent):
         scores: int = 8,
         hidden: int = 64,
         critic: int = 32,
-        shrink: float = 0.1,
+        shrink: float = 0.05,
         recurrent: bool = False,
         actions: Sequence[str] | None = None,
     ) -> None:
@@ -84,7 +87,7 @@ class Reader(Agent):
         places = max(1, spec.places)  # without any, the mean over all numbers takes their place
         pairs = places - 1
         self.count = nn.Parameter(torch.randn(spec.vocabulary.size, counters) * 0.5)
-        self.depth = nn.Parameter(torch.randn(spec.vocabulary.size, scores) * 0.6)
+        self.depth = nn.Parameter(torch.randn(spec.vocabulary.size, scores) * 0.01)
         self.symbol = nn.Linear(counters, symbols)
         self.score = nn.Linear(counters, scores, bias=False)
         self.change_bias = nn.Parameter(torch.zeros(scores))
@@ -112,7 +115,7 @@ class Reader(Agent):
         number = F.pad(last_digit[:, :-1].cumsum(1), (1, 0))  # how many numbers end before each place
         outside = torch.arange(length, device=prompt.device) >= problems.prompt_length[:, None]
         assert isinstance(self.is_digit, Tensor)
-        table = torch.cat([self.count, SHARP * self.depth], 1).masked_fill(self.is_digit, 0)
+        table = torch.cat([self.count, STEEP * self.depth], 1).masked_fill(self.is_digit, 0)
         table = F.pad(table, (0, 0, 0, 1))
         counts = F.embedding(prompt.masked_fill(outside, len(self.count)), table)  # [B, L, C + S]
         # Gap 0 is what stands before the first number, gap k + 1 what stands behind number k.
