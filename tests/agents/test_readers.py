@@ -48,16 +48,21 @@ def test_evaluating_a_rollout_gives_what_was_recorded_while_acting(kind):
     assert float(gradients[0].abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("feedback", ["none", "spans"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_company_in_a_batch_does_not_matter(kind):
-    env = CalculatorEnv(max_steps="auto")
+def test_the_company_in_a_batch_does_not_matter(kind, feedback):
+    env = CalculatorEnv(max_steps="auto", feedback=feedback)
     agent = made(kind, env)
     problems = drawn()
     together = collect(agent, env, problems, seed=1)
-    shortest = problems.select(slice(0, 60, 3))  # T0: their prompts are padded in the whole batch
-    alone = collect(
-        agent, env, shortest._replace(prompt=shortest.prompt[:, : int(shortest.prompt_length.max())]), seed=1
+    shortest = problems.select(slice(0, 60, 3))  # T0: their prompts and tapes are padded in the whole batch
+    length, numbers = int(shortest.prompt_length.max()), int(shortest.length.max())
+    cut = shortest._replace(
+        prompt=shortest.prompt[:, :length],
+        operands=shortest.operands[:, :numbers],
+        places=shortest.places[:, :numbers],
     )
+    alone = collect(agent, env, cut, seed=1)
     steps = len(alone.mask)
     assert torch.equal(alone.mask, together.mask[:steps, ::3])
     assert torch.equal(alone.tokens[alone.mask], together.tokens[:steps, ::3][alone.mask])

@@ -121,10 +121,15 @@ class Reader(Agent):
         # Gap 0 is what stands before the first number, gap k + 1 what stands behind number k.
         gaps = counts.new_zeros(size, problems.operands.shape[1] + 1, counts.shape[2])
         gaps = gaps.scatter_add(1, number[..., None].expand_as(counts), counts)
-        behind = gaps[:, 1:, : self.counters]
-        score = gaps[:, :-1, self.counters :].cumsum(1) + self.score(behind)  # [B, N, S]
-        change = F.pad(score[:, 1:] - score[:, :-1], (0, 0, 0, 1))
+        # One slot more than there are numbers: so the change behind the last number does not depend on how wide the
+        # longest problem of the batch is.
+        behind = F.pad(gaps[:, 1:, : self.counters], (0, 0, 0, 1))
+        scores = gaps[:, :, self.counters :].cumsum(1) + self.score(behind)  # [B, N + 1, S]
+        score, change = scores[:, :-1], scores[:, 1:] - scores[:, :-1]
+        behind = behind[:, :-1]
         encoded = torch.cat([score, self.symbol(behind).tanh(), (change + self.change_bias).tanh()], 2)
+        inside = torch.arange(encoded.shape[1], device=prompt.device) < problems.length[:, None]
+        encoded = encoded * inside[..., None]
         hidden = encoded.new_zeros(size, 0 if self.gru is None else self.hidden)
         return ReaderCache(F.pad(encoded, (0, 0, 0, 1)), number, hidden)
 
