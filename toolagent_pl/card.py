@@ -27,8 +27,8 @@ def model_card(description: Mapping[str, Any], weights: int) -> str:
     command, seed = description.get("command"), description.get("seed")
     parts = [
         f"---\n{rights}{HEADER}---\n\n# {agent} for {env}\n",
-        f"An agent of {weights:,} weights that reads an arithmetic expression and works it out by calling tools ({tools}, "
-        "a memory, and the answer). It learned that by reinforcement, from whether its answers were right. The tools "
+        f"An agent of {weights:,} weights that works arithmetic expressions out by calling tools ({tools}, a memory, "
+        "and the answer). It learned that by reinforcement, from whether its answers were right. The tools "
         "calculate; the agent decides which one to call next, and never sees a number of the calculation.\n",
         f"## Use\n\n{USE}",
         f"## Training\n\nStages: {trained} (E*n*: expressions of *n* operators, every tree equally likely)."
@@ -37,14 +37,14 @@ def model_card(description: Mapping[str, Any], weights: int) -> str:
     ]
     if rows := list(_rows(description)):
         parts.append(
-            "## Results\n\nProblems that the greedy agent answers correctly, of problems that training never drew where "
-            "a stage has more than can all be tried.\n\n| stage | right | of | share | |\n|---|---|---|---|---|\n"
+            "## Results\n\nProblems that the greedy agent answers correctly: all there are where all can be tried, "
+            "else problems that training never drew.\n\n| stage | right | of | share | |\n|---|---|---|---|---|\n"
             + "\n".join(rows)
             + "\n"
         )
     parts.append(
-        "## Limits\n\nWhole numbers that fit into 64 bits, and the tools above: no division, no names, no signs. Expressions "
-        "that are longer than those of training are right less often. The number of digits says nothing to the agent.\n"
+        "## Limits\n\nWhole numbers that fit into 64 bits, and the tools above: no names, no signs. Expressions "
+        "that are longer than those of training are right less often.\n"
     )
     return "\n".join(parts)
 

@@ -7,6 +7,7 @@ graphs that compute something else without a word, so a graph is read again and 
 import contextlib
 import importlib.util
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ class Graphs(NamedTuple):
 
     Attributes:
         prefill, decode: Programs of tensors, in the order of ``signature``.
-        signature: For each of them ``inputs`` and ``outputs``, as ``name``, ``dtype`` and ``shape``; free sizes are names.
+        signature: For each of them ``inputs`` and ``outputs``, as ``name``, ``dtype``, ``shape``; free sizes are names.
     """
 
     prefill: ExportedProgram
@@ -99,7 +100,7 @@ def check_installed(kind: GraphFormat) -> None:
     """
     for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
         if importlib.util.find_spec(package) is None:
-            raise ExportError(f"format: got onnx, which needs {package}; expected pip install 'toolagent_pl[export]' first")
+            raise ExportError(f"format: got onnx, which needs {package}; expected pip install 'toolagent_pl[export]'")
 
 
 def trace(agent: Agent, env: Env[Any], stages: int) -> Graphs:
@@ -120,8 +121,11 @@ def trace(agent: Agent, env: Env[Any], stages: int) -> Graphs:
             # What differs between caches of other problems, or of other steps, is a free size.
             caches = [cache, tree_leaves(following), tree_leaves(agent.prefill(longer))]
             free = [
-                {0: "batch", **{d: f"cache_{i}_{d}" for d in range(1, leaf.ndim) if len({c[i].shape[d] for c in caches}) > 1}}
-                for i, leaf in enumerate(cache)
+                {
+                    0: "batch",
+                    **{d: f"cache_{i}_{d}" for d in range(1, like[0].ndim) if len({x.shape[d] for x in like}) > 1},
+                }
+                for i, like in enumerate(zip(*caches, strict=True))
             ]
             names = [f"cache_{i}" for i in range(len(cache))]
             told = {name: getattr(shorter, name) for name in PREFILL}
@@ -289,6 +293,7 @@ def _description(graphs: Graphs, agent: Agent, env: Env[Any]) -> dict[str, Any]:
 
 def _write_onnx(program: ExportedProgram, path: Path, signature: dict[str, list[dict[str, Any]]]) -> None:
     inputs, outputs = ([one["name"] for one in signature[side]] for side in ("inputs", "outputs"))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells which packages of other people are not there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what the exporter finds to say about itself
         torch.onnx.export(

@@ -84,8 +84,8 @@ class Solver:
         weights: Of the agent, by name.
 
     Attributes:
-        description: Classes and arguments of ``agent`` and ``env``, names of ``tools`` and ``trained_stages``, and facts
-            about the training.
+        description: Classes and arguments of ``agent`` and ``env``, names of ``tools`` and ``trained_stages``, and
+            facts about the training.
         agent: The agent.
         env: Its environment, with a step limit that follows from the expression.
 

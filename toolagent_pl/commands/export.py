@@ -88,8 +88,8 @@ def _export(options: argparse.Namespace) -> str:
     agent, env = build(*saved)
     directory, stages = Path(options.output).expanduser(), len(saved.description["trained_stages"])
     if options.format == "safetensors":
-        facts = {} if saved.description.get("figures") else {"figures": _figures(saved, agent, env, options.test_problems)}
-        write(directory, saved, facts)
+        figures = saved.description.get("figures") or _figures(saved, agent, env, options.test_problems)
+        write(directory, saved, {"figures": figures})
         return f"{directory}: weights, config.json and README.md of {type(agent).__name__}"
     export.check_installed(options.format)
     graphs = export.trace(agent, env, stages)
@@ -100,9 +100,10 @@ def _export(options: argparse.Namespace) -> str:
 
 def _figures(saved: SavedAgent, agent: Agent, env: Env[Any], count: int) -> dict[str, dict[str, int]]:
     """How many held-out problems of each stage the agent answers correctly; stages of one's own are left out."""
-    figures, seed = {}, saved.description.get("seed")
+    figures: dict[str, dict[str, int]] = {}
+    seed = saved.description.get("seed")
     number = torch.arange(count)
-    for position, name in enumerate(saved.description["trained_stages"]):
+    for position, name in enumerate(saved.description["trained_stages"] if count else ()):
         try:
             stages = Stages([name], env.vocabulary.tools)
         except ValueError:  # its pattern is not known here
@@ -112,4 +113,4 @@ def _figures(saved: SavedAgent, agent: Agent, env: Env[Any], count: int) -> dict
         )
         rollout = collect(agent, env, problems._replace(stage=torch.full_like(number, position)))
         figures[name] = {"right": int(rollout.outcome.correct.sum()), "tried": count}
-    return figures if count else {}
+    return figures

@@ -147,7 +147,7 @@ class _Parser:
 
 
 def _is_name(word: str) -> bool:
-    return len(word) == 1 and (word.isascii() and word.isalpha() or word == "_")
+    return len(word) == 1 and ((word.isascii() and word.isalpha()) or word == "_")
 
 
 def quoted(text: str) -> str:
