@@ -33,6 +33,8 @@ def test_a_section_runs_as_it_stands(title, tmp_path, monkeypatch, capsys):
             words = shlex.split(line)
             if words[:4] == ["python", "-m", "toolagent_pl", "export"]:
                 assert main(words[4:]) == 0
+                told = capsys.readouterr().out
+                assert "safetensors" in line or "with the same plans for 2,500 problems" in told
             elif words[0] == "python":
                 environment = {**os.environ, "PYTHONPATH": str(ROOT)}
                 done = subprocess.run([sys.executable, *words[1:]], env=environment, capture_output=True, check=True)

@@ -11,13 +11,6 @@ from toolagent_pl.commands.export import main
 from toolagent_pl.saved import build, read
 
 
-def test_graphs_of_the_shipped_agent_are_written_and_compared(tmp_path, capsys):
-    assert main(["--format", "torch", "--output", str(tmp_path / "graphs")]) == 0
-    assert capsys.readouterr().out.endswith("prefill and decode of Reader, with the same plans for 2,500 problems\n")
-    names = ["decode.pt2", "graphs.json", "prefill.pt2"]
-    assert sorted(path.name for path in (tmp_path / "graphs").iterdir()) == names
-
-
 def test_a_checkpoint_becomes_a_folder_with_a_card_of_its_results(trained, tmp_path, capsys):
     words = ["--format", "safetensors", "--output", str(tmp_path / "agent"), "--test_problems", "50"]
     assert main([*words, "--ckpt_path", str(trained / "checkpoints" / "last.ckpt")]) == 0
