@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from toolagent_pl.saved import CARD, CONFIG, WEIGHTS, read
 from toolagent_pl.solver import Solver
@@ -26,37 +26,34 @@ class HubSolver(ModelHubMixin, Solver, library_name="toolagent_pl"):  # type: ig
         Raises:
             ValueError: If there is no such agent, it cannot be had, or it cannot be built.
         """
-        try:
-            found: HubSolver = super().from_pretrained(name, **options)
-        except (HfHubHTTPError, OSError) as error:  # no such name, no right to it, no network
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"name: got {name}, expected a folder, or an agent on the Hub ({reason})") from error
-        return found
-
-    @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **_: Any,
-    ) -> "HubSolver":
-        if Path(model_id).is_dir():
-            return cls(*read(model_id))
-        folder = snapshot_download(
-            model_id,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            allow_patterns=FILES,
-        )
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            try:
+                folder = Path(snapshot_download(str(name), allow_patterns=FILES, **options))
+            except (HFValidationError, HfHubHTTPError, OSError) as error:  # no such name, no right to it, no network
+                reason = " ".join(str(error).split())[:300]
+                raise ValueError(f"name: got {name}, expected a folder, or an agent on the Hub ({reason})") from error
         return cls(*read(folder))
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        Solver.save_pretrained(self, save_directory)
+    def save_pretrained(  # type: ignore[override]
+        self,
+        directory: str | Path,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        config: Any = None,
+        model_card_kwargs: Any = None,
+        **facts: Any,
+    ) -> None:
+        """As ``Solver.save_pretrained``.
+
+        Args:
+            directory: Made if it is not there.
+            push_to_hub: Push what was written, too.
+            repo_id: Its name on the Hub; that of the folder without it.
+            config, model_card_kwargs: Not used; they are what the mixin passes.
+            facts: About the training.
+        """
+        Solver.save_pretrained(self, directory, **facts)
+        if push_to_hub:
+            HubSolver.from_pretrained(directory).push_to_hub(repo_id or Path(directory).name)
