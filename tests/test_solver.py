@@ -140,7 +140,7 @@ def test_memory_is_that_of_the_environment():
 
 
 def test_ten_thousand_expressions_take_a_moment():
-    """About a second on an idle processor; the limit leaves room for a busy one."""
+    """Less than a second on an idle processor; time of the processor, with room for a busy one."""
     draw = random.Random(0)
 
     def expression(operators):
@@ -153,9 +153,9 @@ def test_ten_thousand_expressions_take_a_moment():
     reader = described(agent={"class_path": "toolagent_pl.agents.Reader"})
     untrained = Solver(reader, Reader(env.spec(1)).state_dict())
     texts = [expression(5) for _ in range(10_000)]
-    began = time.perf_counter()
+    began = time.process_time()
     found = untrained.solve(texts)
-    assert time.perf_counter() - began < 15
+    assert time.process_time() - began < 5
     assert [one.expression for one in found] == texts
 
 
