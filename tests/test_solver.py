@@ -140,7 +140,7 @@ def test_memory_is_that_of_the_environment():
 
 
 def test_ten_thousand_expressions_take_a_moment():
-    """About a second on an idle processor; the limit leaves room for a busy one."""
+    """Less than a second on an idle processor; time of the processor, with room for a busy one."""
     draw = random.Random(0)
 
     def expression(operators):
@@ -153,28 +153,30 @@ def test_ten_thousand_expressions_take_a_moment():
     reader = described(agent={"class_path": "toolagent_pl.agents.Reader"})
     untrained = Solver(reader, Reader(env.spec(1)).state_dict())
     texts = [expression(5) for _ in range(10_000)]
-    began = time.perf_counter()
+    began = time.process_time()
     found = untrained.solve(texts)
-    assert time.perf_counter() - began < 15
+    assert time.process_time() - began < 5
     assert [one.expression for one in found] == texts
 
 
 def test_a_saved_agent_is_loaded_again(solver, tmp_path):
-    solver.save(tmp_path / "new" / "folder", command="fit", seed=3, figures={"E5": 1.0})
+    figures = {"E5": {"right": 3, "tried": 4}}
+    solver.save_pretrained(tmp_path / "new" / "folder", command="fit", seed=3, figures=figures)
     folder = tmp_path / "new" / "folder"
-    assert sorted(path.name for path in folder.iterdir()) == ["agent.json", "agent.safetensors"]
-    description = json.loads((folder / "agent.json").read_text())
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    description = json.loads((folder / "config.json").read_text())
     assert list(description) == [
         *["agent", "env", "tools", "trained_stages", "command", "seed", "figures", "toolagent_pl"]
     ]
     assert (description["agent"], description["seed"]) == (DESCRIPTION["agent"], 3)
-    loaded = Solver.from_checkpoint(folder)
+    assert Solver.from_checkpoint(folder).solve("2*(3+4)") == solver.solve("2*(3+4)")
+    loaded = Solver.from_pretrained(folder)
     assert loaded.solve("2*(3+4)") == solver.solve("2*(3+4)")
-    loaded.save(tmp_path / "again", seed=4)
-    again = json.loads((tmp_path / "again" / "agent.json").read_text())
+    loaded.save_pretrained(tmp_path / "again", seed=4)
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
     assert again == {**description, "seed": 4}
     with pytest.raises(ValueError, match="facts: got tools, expected names other than"):
-        solver.save(tmp_path, tools=["DIV"])
+        solver.save_pretrained(tmp_path, tools=["DIV"])
 
 
 def test_loading_leaves_the_random_numbers_of_others_alone():
@@ -228,10 +230,10 @@ def test_nothing_is_run_that_a_description_names(tmp_path, monkeypatch):
     assert not Path("sprung").exists()
 
 
-@pytest.mark.parametrize("name", ["agent.json", "agent.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "half", "deep"])
 def test_damaged_folders_are_refused_in_one_line(solver, tmp_path, name, damage):
-    solver.save(tmp_path)
+    solver.save_pretrained(tmp_path)
     file = tmp_path / name
     content = file.read_bytes()
     if damage == "missing":
@@ -244,14 +246,14 @@ def test_damaged_folders_are_refused_in_one_line(solver, tmp_path, name, damage)
 
 
 def test_where_no_agent_comes_with_the_package_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("toolagent_pl.solver.PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr("toolagent_pl.saved.PRETRAINED", tmp_path / "pretrained")
     with pytest.raises(ValueError, match="ckpt_path: got none, expected one: no agent comes with this installation"):
         Solver.from_checkpoint()
 
 
 def test_the_agent_of_the_package_is_loaded_by_default(solver, tmp_path, monkeypatch):
-    monkeypatch.setattr("toolagent_pl.solver.PRETRAINED", tmp_path)
-    solver.save(tmp_path)
+    monkeypatch.setattr("toolagent_pl.saved.PRETRAINED", tmp_path)
+    solver.save_pretrained(tmp_path)
     assert Solver.from_checkpoint().solve("2*(3+4)").correct
 
 
@@ -264,14 +266,14 @@ def test_a_checkpoint_of_a_run_is_loaded_with_its_configuration(run, tmp_path):
     assert solver.description["trained_stages"] == ["T0", "T1", "T2"]
     solution = solver.solve("2*3+4")
     assert solution.target == 10
-    solver.save(tmp_path)
+    solver.save_pretrained(tmp_path)
     assert Solver.from_checkpoint(tmp_path).solve("2*3+4") == solution
-    assert json.loads((tmp_path / "agent.json").read_text())["seed"] == 0
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
 
 
 def test_checkpoints_that_are_none_are_refused_in_one_line(run, tmp_path):
     checkpoint = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
-    with pytest.raises(ValueError, match=r"expected a checkpoint, or a folder with agent\.json"):
+    with pytest.raises(ValueError, match=r"expected a checkpoint, or a folder with config\.json"):
         Solver.from_checkpoint(checkpoint)
     checkpoint.parent.mkdir(parents=True)
     shutil.copy(run / "checkpoints" / "last.ckpt", checkpoint)

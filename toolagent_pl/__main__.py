@@ -1,6 +1,7 @@
 """``python -m toolagent_pl``."""
 
 import gc
+import importlib
 import os
 import sys
 
@@ -9,12 +10,11 @@ gc.disable()  # collecting while the libraries load, and again at exit, takes a 
 # slows a run down tenfold wherever something else computes beside it.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-if sys.argv[1:2] == ["solve"]:  # without Lightning, which takes longer to load than an answer takes
-    from toolagent_pl.commands.solve import main as solve
-
+if sys.argv[1:2] in (["solve"], ["export"]):  # without Lightning, which takes longer to load than an answer takes
+    command = importlib.import_module(f"toolagent_pl.commands.{sys.argv[1]}").main
     gc.freeze()
     gc.enable()
-    sys.exit(solve(sys.argv[2:]))
+    sys.exit(command(sys.argv[2:]))
 
 from toolagent_pl.cli import main
 

@@ -66,17 +66,18 @@ def episodes(rollout: Rollout, env: Env, stages: tuple[str, ...] = ()) -> list[E
         stages: Names of the stages, in the order that problems count them by.
     """
     problems, outcome, vocabulary = rollout.problems, rollout.outcome, env.vocabulary
-    states = execute(env, problems, visible_actions(rollout))[1:]
+    longest = max(outcome.steps.tolist(), default=0)
+    states = execute(env, problems, visible_actions(rollout)[:, :longest])[1:]
     columns = zip(
         problems.stage.tolist(),
         problems.prompt.tolist(),
         problems.operands.tolist(),
         problems.length.tolist(),
         problems.target.tolist(),
-        rollout.tokens.T.tolist(),
+        rollout.tokens[:longest].T.tolist(),
         torch.stack([state.value for state in states], 1).tolist(),
         torch.stack([state.valued for state in states], 1).tolist(),
-        rollout.observations.places.transpose(0, 1).tolist(),
+        rollout.observations.places[:longest].transpose(0, 1).tolist(),
         outcome.answer.tolist(),
         outcome.valued.tolist(),
         outcome.correct.tolist(),

@@ -1,6 +1,7 @@
-"""What the process asks of the system: memory, and threads."""
+"""What the process asks of the system and of Python: memory, and threads."""
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,22 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Within it, Python does not look for garbage in cycles.
+
+    It would again and again while many objects are made, and look at all that the libraries have loaded: that takes as
+    long as to make a thousand episodes.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -154,9 +154,13 @@ class Vocabulary:
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         """What an expression is made of: a number, a symbol of a tool, a word, or any other character."""
-        symbols = sorted((tool.symbol for tool in self.tools), key=len, reverse=True)
-        symbol = "|".join(map(re.escape, symbols))
-        return re.compile(rf"\s*(?:(?P<number>[0-9]+)|(?P<symbol>{symbol})|(?P<word>[A-Za-z_]\w*)|(?P<other>\S))")
+        symbol = "|".join(map(re.escape, sorted(self.symbols, key=len, reverse=True)))
+        return re.compile(rf"\s*([0-9]+|{symbol}|[A-Za-z_]\w*|\S)")
+
+    @cached_property
+    def symbols(self) -> dict[str, int]:
+        """Tokens of the tools by their symbols."""
+        return {tool.symbol: self.token(tool) for tool in self.tools}
 
     def tokens(self, names: Sequence[str]) -> list[int]:
         """Tokens of these names.

@@ -49,10 +49,10 @@ def described(hurried=False, **parts):
 def saved(tmp_path_factory):
     """Folders of a right agent, a hurried one, and an untrained one that is made of nothing but the package."""
     folder = tmp_path_factory.mktemp("saved")
-    Solver(DESCRIPTION, WEIGHTS).save(folder / "right")
-    Solver(described(hurried=True), WEIGHTS).save(folder / "hurried")
+    Solver(DESCRIPTION, WEIGHTS).save_pretrained(folder / "right")
+    Solver(described(hurried=True), WEIGHTS).save_pretrained(folder / "hurried")
     reader = described(agent={"class_path": "toolagent_pl.agents.Reader"})
-    Solver(reader, Reader(CalculatorEnv().spec(1)).state_dict()).save(folder / "reader")
+    Solver(reader, Reader(CalculatorEnv().spec(1)).state_dict()).save_pretrained(folder / "reader")
     return folder
 
 
@@ -147,11 +147,11 @@ def test_words_that_are_no_command_end_in_one_line(capsys, words, expected):
 
 def test_agents_that_are_not_there_end_in_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("toolagent_pl.solver.PRETRAINED", tmp_path)
+    monkeypatch.setattr("toolagent_pl.saved.PRETRAINED", tmp_path)
     for words, expected in (
         ([], "ckpt_path: got none, expected one"),
         (["--ckpt_path=last"], "ckpt_path: got last, expected a run, lightning_logs/version_*/checkpoints/last.ckpt"),
-        (["--ckpt_path=no.ckpt"], "ckpt_path: got no.ckpt, expected a checkpoint, or a folder with agent.json"),
+        (["--ckpt_path=no.ckpt"], "ckpt_path: got no.ckpt, expected a checkpoint, or a folder with config.json"),
     ):
         assert main(["1+2", *words]) == 2
         captured = capsys.readouterr()

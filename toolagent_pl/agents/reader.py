@@ -135,7 +135,7 @@ class Reader(Agent):
 
     def decode(self, cache: ReaderCache, previous: Tensor, observation: Observation) -> tuple[Policy, ReaderCache]:
         """Look at the reported places, and decide."""
-        row = torch.arange(len(previous), device=previous.device)
+        row = torch.arange(previous.shape[0], device=previous.device)
         policy, hidden = self._decide(cache, row, observation)
         return policy, cache._replace(hidden=hidden)
 

@@ -77,7 +77,7 @@ class TransformerReader(Agent):
         embedded = self.embedding(problems.prompt)
         x = self.encoder(embedded + _positions(length, embedded), src_key_padding_mask=~visible)
         keys, values = self._split(self.keys_values(x)).chunk(2, -1)
-        nowhere = self.nowhere.to(x.dtype).expand(len(x), 1, -1)
+        nowhere = self.nowhere.to(x.dtype).expand(x.shape[0], 1, -1)
         return TransformerCache(torch.cat([x, nowhere], 1), keys, values, visible)
 
     def decode(

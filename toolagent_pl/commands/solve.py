@@ -18,11 +18,11 @@ from typing import NoReturn
 from toolagent_pl.drawing import LEGEND, draw, page
 from toolagent_pl.episodes import Episode
 from toolagent_pl.problems.expression import ExpressionError
+from toolagent_pl.saved import newest_checkpoint
 from toolagent_pl.solver import Solution, Solver
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # what shells expect of a program that was stopped from the keyboard
-RUNS = "lightning_logs/version_*/checkpoints/last.ckpt"
 MOST_DRAWN = 1000  # expressions on a page
 CHUNK = 10_000  # lines that are read before they are solved
 UNLIMITED = 100_000  # columns, where nobody looks
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _solve(options: argparse.Namespace) -> int:
     try:
-        solver = Solver.from_checkpoint(_newest() if options.ckpt_path == "last" else options.ckpt_path)
+        solver = Solver.from_checkpoint(newest_checkpoint() if options.ckpt_path == "last" else options.ckpt_path)
     except (ValueError, OSError) as error:
         return _failed(error)
     status, solved = 0, 0
@@ -140,15 +140,3 @@ def _chunks(expressions: Sequence[str]) -> Iterator[list[str]]:
         size = 1 if sys.stdin.isatty() else CHUNK  # whoever types a line waits for the answer
         while chunk := list(itertools.islice(lines, size)):
             yield chunk
-
-
-def _newest() -> Path:
-    """The checkpoint of the newest run below the working directory.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    found = sorted(Path().glob(RUNS), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ValueError(f"ckpt_path: got last, expected a run, {RUNS}, in {Path.cwd()}")
-    return found[-1]

@@ -1,6 +1,7 @@
 """A batch of problems as tensors."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -50,12 +51,12 @@ class Problems(NamedTuple):
     @property
     def size(self) -> int:
         """Number of problems, ``B``."""
-        return self.target.shape[0]
+        return self.length.shape[0]
 
     @property
     def device(self) -> torch.device:
         """Device that all tensors are on."""
-        return self.target.device
+        return self.length.device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Problems":
         """The same problems on another device."""
@@ -116,8 +117,8 @@ class Problems(NamedTuple):
     def _of(cls, prompts: Sequence[Sequence[int]], trees: Sequence[Expression], vocabulary: Vocabulary) -> "Problems":
         tapes = [[int(leaf) for leaf in expression.leaves] for expression in trees]
         operands, length = _padded(tapes, 0), torch.tensor([len(tape) for tape in tapes])
-        tree = _padded([sum(expression.tree, ()) for expression in trees], 0).view(len(trees), -1, 4)
-        prompt = _padded(prompts, Token.EOS)
+        tree = _padded([list(chain.from_iterable(expression.tree)) for expression in trees], 0).view(len(trees), -1, 4)
+        prompt = _padded(prompts, int(Token.EOS))
         return cls(
             number=torch.arange(len(trees)),
             stage=torch.full((len(trees),), NO_STAGE),
@@ -149,7 +150,8 @@ def evaluate(tree: Tensor, operands: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 def _last_digits(tokens: Sequence[int]) -> list[int]:
     """Index of the last digit of each number."""
-    return [i for i, token in enumerate(tokens) if token <= Token.D9 and tokens[i + 1] > Token.D9]
+    last = int(Token.D9)  # members of an enumeration are slow to compare
+    return [i for i, token in enumerate(tokens) if token <= last < tokens[i + 1]]
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -15,6 +15,7 @@ INT64_MAX = 2**63 - 1
 LONGEST_QUOTE = 60
 LONGEST_TEXT = 10_000
 LONGEST_NUMBER = 19  # digits of 2^63
+_OPEN, _CLOSE = int(Token.OPEN), int(Token.CLOSE)  # members of an enumeration are slow to compare
 
 
 class Operator(NamedTuple):
@@ -64,26 +65,34 @@ class _Parser:
         self.text, self.vocabulary = text, vocabulary
         self.leaves: list[str] = []
         self.tree: list[Operator] = []
-        self._spans: list[tuple[int, int]] = []  # of the values that wait for an operator
+        # Where the values that wait for an operator begin on the tape; each ends where the next one begins.
+        self._starts: list[int] = []
         self._pending: list[int] = []  # tokens of operators, OPEN for brackets, and -token for a call of a tool
-        symbols = {tool.symbol: vocabulary.token(tool) for tool in vocabulary.tools}
         if len(text) > LONGEST_TEXT:
             self._fail(f"has {len(text)} characters, expected at most {LONGEST_TEXT}")
+        symbols, precedence = vocabulary.symbols, vocabulary.precedences
+        leaves, starts, pending = self.leaves, self._starts, self._pending
+        words = vocabulary.pattern.findall(text.rstrip())
         operand_expected = True
-        for match in vocabulary.pattern.finditer(text.rstrip()):
-            kind, word = match.lastgroup, match[0].strip()
+        for i, word in enumerate(words):
             if operand_expected:
-                if kind == ("word" if names else "number") and (not names or len(word) == 1):
-                    self._leaf(word)
+                if (_is_name(word) and word not in symbols) if names else "0" <= word[0] <= "9":
+                    if len(word) > LONGEST_NUMBER:
+                        self._fail(f"a number of {len(word)} digits might not fit into 64 bits")
+                    starts.append(len(leaves))
+                    leaves.append(word)
                     operand_expected = False
                 elif word == "(":
-                    self._pending.append(Token.OPEN)
-                elif kind == "symbol" and word[0].isalpha() and text[match.end() :].lstrip().startswith("("):
-                    self._pending.append(-symbols[word])  # a call; its bracket comes next
+                    pending.append(_OPEN)
+                elif word in symbols and word[0].isalpha() and words[i + 1 : i + 2] == ["("]:
+                    pending.append(-symbols[word])  # a call; its bracket comes next
                 else:
                     self._fail(f"{self._shown(word)} where an operand should be")
-            elif kind == "symbol":
-                self._operator(symbols[word])
+            elif word in symbols:
+                token = symbols[word]
+                while pending and pending[-1] > 0 and precedence[pending[-1]] >= precedence[token]:
+                    self._reduce()
+                pending.append(token)
                 operand_expected = True
             elif word == ")":
                 self._close()
@@ -93,9 +102,9 @@ class _Parser:
             else:
                 self._fail(f"{self._shown(word)} where an operator should be")
         if operand_expected:
-            self._fail("ends where an operand should be" if self.leaves or self._pending else "is empty")
-        while self._pending:
-            if self._pending[-1] == Token.OPEN:
+            self._fail("ends where an operand should be" if leaves or pending else "is empty")
+        while pending:
+            if pending[-1] == _OPEN:
                 self._fail("a bracket is not closed")
             self._reduce()
 
@@ -109,25 +118,12 @@ class _Parser:
     def _shown(word: str) -> str:
         return f"got {word!r}" if len(word) <= LONGEST_QUOTE else "got a long word"
 
-    def _leaf(self, word: str) -> None:
-        if len(word) > LONGEST_NUMBER:
-            self._fail(f"a number of {len(word)} digits might not fit into 64 bits")
-        self.leaves.append(word)
-        self._spans.append((len(self.leaves) - 1, len(self.leaves)))
-
-    def _operator(self, token: int) -> None:
-        precedence = self.vocabulary.precedences
-        while self._pending and self._pending[-1] > 0 and precedence[self._pending[-1]] >= precedence[token]:
-            self._reduce()
-        self._pending.append(token)
-
     def _reduce(self) -> None:
-        right, left = self._spans.pop(), self._spans.pop()
-        self.tree.append(Operator(self._pending.pop(), left[0], right[0], right[1]))
-        self._spans.append((left[0], right[1]))
+        split = self._starts.pop()
+        self.tree.append(Operator(self._pending.pop(), self._starts[-1], split, len(self.leaves)))
 
     def _until_bracket(self, reason: str) -> None:
-        while self._pending and self._pending[-1] != Token.OPEN:
+        while self._pending and self._pending[-1] != _OPEN:
             self._reduce()
         if not self._pending:
             self._fail(reason)
@@ -138,16 +134,20 @@ class _Parser:
             self._fail("got ',' outside of a call with two operands")
         # What follows is the right operand: the call becomes an operator that only the bracket reduces.
         token = -self._pending[-2]
-        self._pending[-2:] = [Token.CLOSE, token, Token.OPEN]
+        self._pending[-2:] = [_CLOSE, token, _OPEN]
 
     def _close(self) -> None:
         self._until_bracket("a bracket closes that was not opened")
         self._pending.pop()
         if self._pending and self._pending[-1] < 0:
             self._fail("a call has one operand, expected two")
-        if len(self._pending) >= 2 and self._pending[-2] == Token.CLOSE:
+        if len(self._pending) >= 2 and self._pending[-2] == _CLOSE:
             self._reduce()
             self._pending.pop()
+
+
+def _is_name(word: str) -> bool:
+    return len(word) == 1 and ((word.isascii() and word.isalpha()) or word == "_")
 
 
 def quoted(text: str) -> str:
@@ -174,18 +174,30 @@ def written_tokens(text: str, vocabulary: Vocabulary) -> list[int]:
 
 def minimal_tokens(expression: Expression, vocabulary: Vocabulary) -> list[int]:
     """The prompt of an expression with brackets only where precedence and left association need them."""
+    leaves, tree = expression
     precedence = vocabulary.precedences
-    strongest = max(precedence) + 1
-    written = {
-        (i, i + 1): ([int(digit) for digit in leaf], strongest) for i, leaf in enumerate(expression.leaves)
-    }  # tokens and precedence of each span that waits for an operator
-    for token, start, split, end in expression.tree:
-        (left, left_binds), (right, right_binds) = written.pop((start, split)), written.pop((split, end))
-        binds = precedence[token]
-        left = left if left_binds >= binds else [Token.OPEN, *left, Token.CLOSE]
-        right = right if right_binds > binds else [Token.OPEN, *right, Token.CLOSE]
-        written[start, end] = ([*left, token, *right], binds)
-    return [*written[0, len(expression.leaves)][0], Token.CTX]
+    # All by the operand where something stands: brackets before and behind it, the operator before it, and the
+    # precedence of the value that begins with it; by the time that is read, those inside that value are not needed.
+    opens, closes, before = ([0] * len(leaves) for _ in range(3))
+    binds = [max(precedence) + 1] * len(leaves)
+    for token, start, split, end in tree:
+        if binds[start] < precedence[token]:
+            opens[start] += 1
+            closes[split - 1] += 1
+        if binds[split] <= precedence[token]:
+            opens[split] += 1
+            closes[end - 1] += 1
+        binds[start] = precedence[token]
+        before[split] = token
+    tokens: list[int] = []
+    for leaf, operator, opened, closed in zip(leaves, before, opens, closes, strict=True):
+        if operator:
+            tokens.append(operator)
+        tokens += [_OPEN] * opened
+        tokens += map(int, leaf)
+        tokens += [_CLOSE] * closed
+    tokens.append(int(Token.CTX))
+    return tokens
 
 
 def text_of(tokens: Sequence[int], vocabulary: Vocabulary) -> str:

@@ -1,0 +1,171 @@
+"""Exported graphs: the same plans as PyTorch, token for token, for any sizes; or a refusal in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from toolagent_pl import Solver, export
+from toolagent_pl.agents import BlindAgent, Policy, Reader, TransformerReader
+from toolagent_pl.envs import CalculatorEnv
+from toolagent_pl.problems import Problems, Stages
+from toolagent_pl.problems.expression import text_of
+from toolagent_pl.randomness import Purpose
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "solve_onnx.py"
+ENV = CalculatorEnv(max_steps="auto")
+SPEC = ENV.spec(3)
+AGENTS = {
+    "Reader": lambda: Reader(SPEC),
+    "Reader, recurrent": lambda: Reader(SPEC, recurrent=True),
+    "BlindAgent": lambda: BlindAgent(SPEC),
+}
+LONE = ["7", "42"]  # a tape of one operand, a prompt of two tokens
+MIXED = ["1-2", "(1+2)*(34-5)", "9", "1-(2-(3-(4-(5-6*7))))"]
+
+
+def drawn(stage, count):
+    number = torch.arange(count)
+    return Stages([stage]).draw(number, torch.zeros_like(number), 5, Purpose.TEST, held_out=True)
+
+
+def restless(agent):
+    """Its random weights made larger, so that its plans differ from problem to problem."""
+    with torch.no_grad():
+        agent.policy.weight.mul_(30)
+    return agent.eval()
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """A folder of graphs of an agent with random weights, made once for each agent and format."""
+    made = {}
+
+    def make(name, kind):
+        torch.manual_seed(0)
+        agent = restless(AGENTS[name]())
+        if name not in made:
+            made[name] = export.trace(agent, ENV, 3)
+        folder = tmp_path_factory.mktemp("graphs")
+        export.write(made[name], agent, ENV, folder, kind)
+        return agent, folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """The agent of the package, and a folder with its graphs."""
+    pytest.importorskip("onnxruntime")
+    solver, folder = Solver.from_checkpoint(), tmp_path_factory.mktemp("shipped")
+    stages = len(solver.description["trained_stages"])
+    export.write(export.trace(solver.agent, solver.env, stages), solver.agent, solver.env, folder, "onnx")
+    return solver, folder
+
+
+@pytest.mark.parametrize("kind", export.FORMATS)
+@pytest.mark.parametrize("name", AGENTS)
+def test_graphs_give_the_same_plans(graphs, name, kind):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    agent, folder = graphs(name, kind)
+    assert export.compare(agent, ENV, 3, folder, kind) == 2500
+    other = export.GraphAgent(agent, folder, kind)
+    for texts in (LONE, LONE[:1], MIXED, MIXED[-1:]):
+        problems = Problems.from_expressions(texts)
+        problems = problems._replace(stage=torch.arange(len(texts)) % 3)
+        assert export.different(agent, other, ENV, problems) == 0
+    with torch.no_grad():
+        agent.policy.bias[0] += 100
+    with pytest.raises(export.ExportError, match=f"whose {kind} graphs give other plans for 500 of 500 problems of E1"):
+        export.compare(agent, ENV, 3, folder, kind)
+
+
+def test_a_file_beside_the_graphs_tells_what_they_take(graphs):
+    agent, folder = graphs("Reader", "torch")
+    facts = json.loads((folder / "graphs.json").read_text())
+    assert facts["actions"] == agent.actions.tolist()
+    assert [facts["tokens"][action] for action in facts["actions"]] == ["MUL", "ADD", "SUB", "ANS", "STO", "RCL"]
+    prefill, decode = facts["graphs"]["prefill"], facts["graphs"]["decode"]
+    assert prefill["inputs"][1] == {"name": "prompt", "dtype": "int64", "shape": ["batch", "prompt"]}
+    assert [one["name"] for one in decode["inputs"][3:]] == [one["name"] for one in prefill["outputs"]]
+    assert decode["outputs"][0] == {"name": "logits", "dtype": "float32", "shape": ["batch", 6]}
+    assert prefill["outputs"][0]["shape"] == ["batch", "cache_0_1", 28]
+
+
+def script(folder, texts):
+    words = [sys.executable, str(SCRIPT), str(folder)]
+    done = subprocess.run(words, input="\n".join(texts), capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def expected(solver, texts):
+    """One by one, as the script does it: a longer tape beside it can change the plan that a reader makes."""
+    return [f"{one.expression} = {list(one.plan)} {one.answer}" for one in map(solver.solve, texts)]
+
+
+def written(stage, count, solver):
+    return [text_of(prompt, solver.env.vocabulary) for prompt in drawn(stage, count).prompt.tolist()]
+
+
+def test_the_script_without_torch_gives_the_plans_of_the_solver(shipped):
+    solver, folder = shipped
+    text = SCRIPT.read_text()
+    assert len(text.splitlines()) < 60
+    assert "torch" not in text.replace("PyTorch", "")
+    texts = [*MIXED, *LONE, "((1))+007*(3)", *written("E5", 150, solver), *written("E12", 20, solver)]
+    assert script(folder, texts) == expected(solver, texts)
+
+
+def test_the_graphs_of_the_shipped_agent_give_its_plans(shipped):
+    solver, folder = shipped
+    other = export.GraphAgent(solver.agent, folder, "onnx")
+    for stage, count in (("E5", 2000), ("E12", 200)):
+        assert export.different(solver.agent, other, solver.env, drawn(stage, count)) == 0
+
+
+@pytest.mark.long
+def test_ten_thousand_expressions_of_each_length_and_mixed_ones(shipped):
+    solver, folder = shipped
+    other, mixed = export.GraphAgent(solver.agent, folder, "onnx"), []
+    for stage in ("E1", "E2", "E3", "E5", "E8", "E12", "E20"):
+        assert export.different(solver.agent, other, solver.env, drawn(stage, 10_000)) == 0
+        mixed += written(stage, 1000, solver)
+    problems = Problems.from_expressions(mixed)
+    assert export.different(solver.agent, other, solver.env, problems) == 0
+    texts = [*written("E5", 10_000, solver), *mixed]
+    assert script(folder, texts) == expected(solver, texts)
+
+
+class Clairvoyant(Reader):
+    """Looks at the answer."""
+
+    def prefill(self, problems):
+        return super().prefill(problems._replace(prompt_length=problems.target))
+
+
+class Counting(Reader):
+    """Computes with the batch as a number of Python."""
+
+    def decode(self, cache, previous, observation):
+        policy, cache = super().decode(cache, previous, observation)
+        return Policy(policy.logits * len(previous), policy.value), cache
+
+
+@pytest.mark.parametrize("kind", [Clairvoyant, Counting, TransformerReader])
+def test_what_cannot_be_exported_is_refused_in_one_line(kind):
+    with pytest.raises(export.ExportError, match=f"agent: got {kind.__name__}, which cannot be exported") as refused:
+        export.trace(kind(SPEC).eval(), ENV, 3)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_before_anything_is_made(monkeypatch, missing):
+    found = export.importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else found(name))
+    with pytest.raises(export.ExportError, match=rf"which needs {missing}; .* 'toolagent_pl\[export\]'"):
+        export.check_installed("onnx")
+    export.check_installed("torch")
