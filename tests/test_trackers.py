@@ -78,17 +78,25 @@ def test_mlflow_has_curves_samples_and_pictures(tmp_path):
 BROKEN = """
 from lightning.pytorch.loggers import CSVLogger
 
-class Broken(CSVLogger):
+class Missing(CSVLogger):
     def __init__(self, save_dir: str = "."):
         raise ModuleNotFoundError("its package is not installed")
+
+class Refusing(CSVLogger):
+    def __init__(self, save_dir: str = "."):
+        raise RuntimeError("it does not like its options")
 """
 
 
-def test_a_logger_that_cannot_be_made_is_refused_in_one_line(capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("logger", "reason"), [("Missing", "its package is not installed"), ("Refusing", "it does not like its options")]
+)
+def test_a_logger_that_cannot_be_made_is_refused_in_one_line(logger, reason, capsys, monkeypatch, tmp_path):
     Path("broken.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", *QUICK, "--trainer.logger=broken.Broken"])
+        main(["fit", *QUICK, f"--trainer.logger=broken.{logger}"])
     assert stopped.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert line.endswith("got a class that cannot be made (ModuleNotFoundError: its package is not installed)")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set")]
+    assert line.startswith("error: ")
+    assert reason in line
