@@ -366,6 +366,8 @@ class ToolAgentCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
             self.parser.error(str(error), error)
+        except Exception as error:  # of someone else: a logger whose package is missing, for example
+            self.parser.error(f"config: got a class that cannot be made ({type(error).__name__}: {error})", error)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with what every run has."""
@@ -502,6 +504,7 @@ class ToolAgentCLI(LightningCLI):
         logged[SOLVED] = right / tried if tried else 0.0
         for logger in self.trainer.loggers:
             logger.log_metrics(logged, self.model.batches_seen)
+            logger.save()  # Lightning has finished with it
         if self.trainer.is_global_zero:
             print_report(self.model, results)
 

@@ -86,13 +86,22 @@ def _marked(places: Sequence[int], written: Sequence[str]) -> str:
     return "".join(marks.get(i, " ").rjust(len(piece)) for i, piece in enumerate(written))
 
 
-def draw(given: str, episode: Episode, vocabulary: Vocabulary, *, width: int = 80, colour: bool = False) -> str:
+def draw(
+    given: str,
+    episode: Episode,
+    vocabulary: Vocabulary,
+    *,
+    width: int = 80,
+    colour: bool = False,
+    next_places: Sequence[int] | None = None,
+) -> str:
     """An episode as lines of text: the expression, then for each call the places looked at before it, and the value.
 
     Args:
         given: The expression as it was given; shown too where the prompt is another.
         width: Of the terminal. Where the lines do not fit, the expression is cut into lines of its own.
         colour: Use the colours of terminals.
+        next_places: What the tools report before the next call, of an episode that goes on: in place of the verdict.
     """
 
     def painted(text: str, *codes: str) -> str:
@@ -107,17 +116,25 @@ def draw(given: str, episode: Episode, vocabulary: Vocabulary, *, width: int = 8
     if "".join(given.split()) != "".join(episode.expression.split()):
         lines.append(painted(f"{' '.join(given.split())} is read as", _DIM))
     lines.append(painted(episode.expression, _BOLD))
-    for call, value, places in zip(episode.plan, values, episode.places, strict=True):
+
+    def look(places: Sequence[int], said: str) -> None:
         marks = _marked(places, written)
-        said = f"{painted(call.ljust(name), _BOLD)}  {value}"
         if beside:
-            lines.append(f"{painted(marks, _CYAN)}  {said}")
-            continue
+            lines.append(f"{painted(marks, _CYAN)}  {said}" if said else painted(marks.rstrip(), _CYAN))
+            return
         for start in range(0, len(marks), width):
             if part := marks[start : start + width].rstrip():
-                lines += [painted(episode.expression[start : start + width], _DIM), painted(part, _CYAN)]
-        lines.append(said)
-    return "\n".join([*lines, *_verdict(episode, painted)])
+                lines.extend([painted(episode.expression[start : start + width], _DIM), painted(part, _CYAN)])
+        if said:
+            lines.append(said)
+
+    for call, value, places in zip(episode.plan, values, episode.places, strict=True):
+        look(places, f"{painted(call.ljust(name), _BOLD)}  {value}")
+    if next_places is None:
+        lines += _verdict(episode, painted)
+    else:
+        look(next_places, "")
+    return "\n".join(lines)
 
 
 def _verdict(episode: Episode, painted: Any) -> Iterator[str]:

@@ -65,33 +65,43 @@ def tools_by_step(rollouts: Sequence[Rollout], env: Env) -> Figure:
     return figure
 
 
-def episode(rollout: Rollout, env: Env, row: int = 0) -> Figure:
-    """One episode as a drawing: a line for each call, with the prompt, the places reported, and what tools hold."""
+def episode(rollout: Rollout, env: Env, row: int = 0, room: tuple[int, int] | None = None) -> Figure:
+    """One episode as a drawing: a line for each call, with the prompt, the places reported, and what tools hold.
+
+    An episode that goes on ends with what there is before its next call.
+
+    Args:
+        room: For how many tokens and lines there is room, for pictures of one size; just enough without it.
+    """
     one = rollout.select(torch.tensor([row], device=rollout.idle.device))
     problems, vocabulary = one.problems, env.vocabulary
     prompt = [vocabulary.symbol(token) for token in problems.prompt[0, : int(problems.prompt_length) - 1].tolist()]
     calls = visible_actions(one)
     states = execute(env, problems, calls)
     names = [vocabulary.name(token) for token in calls[0].tolist() if token >= 0]
-    width = max(len(prompt), 4)
-    figure = Figure(figsize=(0.34 * width + 4.2, 0.55 * len(names) + 1.3), layout="constrained")
+    places = one.observations.places[:, 0]  # [T, P]
+    goes_on = len(names) < len(places) and not bool(one.terminated | one.truncated)
+    tokens, lines = room or (len(prompt), len(names) + goes_on)
+    width = max(tokens, 4)
+    figure = Figure(figsize=(0.34 * width + 4.2, 0.55 * lines + 1.3), layout="constrained")
     axes = figure.subplots()
     axes.set_xlim(-0.8, width + 11)
-    axes.set_ylim(len(names) + 0.2, -1.4)
+    axes.set_ylim(lines + 0.2, -1.4)
     axes.axis("off")
     columns = {"call": width + 1.0, "accumulator": width + 5.5}
     for title, x in {"prompt": 0.0, **columns}.items():
         axes.text(x, -0.9, title, weight="bold", va="center")
-    places = one.observations.places[:, 0]  # [T, P]
-    for step, name in enumerate(names):
+    for step in range(len(names) + goes_on):
         for x, symbol in enumerate(prompt):
             axes.text(x, step, symbol, family="monospace", ha="center", va="center", fontsize=11)
         for i, place in enumerate(places[step].tolist()):
             if place >= 0:
                 axes.plot([place - 0.35, place + 0.35], [step + 0.24 + 0.07 * i] * 2, color=COLORS[i], linewidth=2.4)
+        if step == len(names):
+            break
         after = states[step + 1]
         value = str(int(after.value[0])) if bool(after.valued[0]) else "-"
-        axes.text(columns["call"], step, name, family="monospace", va="center", weight="bold")
+        axes.text(columns["call"], step, names[step], family="monospace", va="center", weight="bold")
         axes.text(columns["accumulator"], step, value, family="monospace", va="center")
     for i in range(places.shape[1]):
         axes.plot([], [], color=COLORS[i], linewidth=2.4, label=PLACES[i])

@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     PREDICT_OPERANDS = 10
     HELD_OUT = 11
     MINIBATCH = 12
+    EPISODE = 13
 
 
 def _signed(value: int) -> int:

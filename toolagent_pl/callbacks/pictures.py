@@ -1,13 +1,13 @@
-"""Pictures in TensorBoard: accuracies by kind of problem, tools by step, and an episode of each stage."""
+"""Pictures in TensorBoard, W&B or MLflow: accuracies by kind of problem, tools by step, an episode of each stage."""
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems import Stages
 from toolagent_pl.problems.stream import FixedProblems
 from toolagent_pl.randomness import Purpose
+from toolagent_pl.trackers import log_figure, media_loggers
 
 
 class Pictures(Callback):
@@ -38,8 +38,8 @@ class Pictures(Callback):
 
     @torch.no_grad()
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
-        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not trainer.is_global_zero or not writers or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        loggers = media_loggers(trainer)
+        if not loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         from toolagent_pl import figures  # matplotlib takes half a second to load
 
@@ -54,6 +54,6 @@ class Pictures(Callback):
         }
         for name, rollout in zip(stages.names, rollouts, strict=True):
             drawn[f"episodes/{name}"] = figures.episode(rollout, module.env)
-        for writer in writers:
+        for logger in loggers:
             for name, figure in drawn.items():
-                writer.add_figure(name, figure, module.batches_seen)
+                log_figure(logger, name, figure, module.batches_seen)

@@ -1,4 +1,4 @@
-"""Sample episodes: as text in TensorBoard, and as JSON lines."""
+"""Sample episodes: as text in TensorBoard, W&B or MLflow, and as JSON lines."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from toolagent_pl.agents import Rollout
 from toolagent_pl.episodes import Episode, episodes
@@ -15,6 +14,7 @@ from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems import Problems
 from toolagent_pl.problems.stream import FixedProblems
 from toolagent_pl.randomness import Purpose
+from toolagent_pl.trackers import log_lines, media_loggers
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def sample_episodes(module: ToolAgent, per_stage: int) -> Iterator[list[Episode]
 
 
 class SampleEpisodes(Callback):
-    """Shows in TensorBoard, as text, what the agent does on the same few problems after each validation.
+    """Shows as text, in TensorBoard, W&B or MLflow, what the agent does on the same few problems after each validation.
 
     Args:
         per_stage: Problems of each stage.
@@ -42,14 +42,13 @@ class SampleEpisodes(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the text."""
-        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if trainer.sanity_checking or not trainer.is_global_zero or not writers:
+        loggers = media_loggers(trainer)
+        if trainer.sanity_checking or not loggers:
             return
         assert isinstance(pl_module, ToolAgent)
         for sample in sample_episodes(pl_module, self.per_stage):
-            text = "\n".join(f"    {episode}" for episode in sample)  # indented: a code block in Markdown
-            for writer in writers:
-                writer.add_text(f"samples/{sample[0].stage}", text, pl_module.batches_seen)
+            for logger in loggers:
+                log_lines(logger, f"samples/{sample[0].stage}", [*map(str, sample)], pl_module.batches_seen)
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -19,6 +19,7 @@ from toolagent_pl.tools import PADDING, Token, Tool, Vocabulary
 ACCUMULATOR, EMPTY, FREE = 0, 1, 2  # registers: the accumulator, one with nothing in it, the first of an env's own
 COPY = 0  # in the place of a tool: the left register as it is
 VALUE, PLACE = 0, 1  # what a register holds
+IDLE = 5  # column of a table
 
 Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -190,6 +191,15 @@ class RegisterEnv(Env[RegisterState]):
             limit=state.limit,
             target=state.target,
         )
+
+    def applies(self, state: RegisterState, tokens: Tensor) -> Tensor:
+        """Whether each of these actions would do something, bool ``[B, A]``; where an episode is over, before its end.
+
+        Args:
+            tokens: int64 ``[A]``.
+        """
+        table, _ = self.tables(self._tape_width(state), state.control.device)
+        return table[state.control[:, None] + tokens, IDLE].eq(0)
 
     def observe(self, state: RegisterState) -> Observation:
         """What the tools report: flags by control state, places of the registers that the control state names."""

@@ -156,6 +156,16 @@ class Stages:
         """Names of the stages, in order."""
         return tuple(stage.name for stage in self.stages)
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens that a prompt can have at most.
+
+        With n operands: 2 n - 1 operands and operators, brackets around each operator but the outermost, further
+        digits, and CTX.
+        """
+        n = self.operands
+        return 2 * n + 2 * (n - 2) * (n > 2) + n * (self._most_digits - 1)
+
     def to(self, device: torch.device | str) -> "Stages":
         """The same stages, making their batches on ``device``."""
         moved = Stages(self.stages, self.vocabulary.tools)
@@ -281,9 +291,7 @@ class Stages:
         size = (behind_operator + opens + digits + closes) * inside
         last = size.cumsum(1) - closes - 1  # index of the last digit
         prompt_length = size.sum(1) + 1
-        # 2 n - 1 operands and operators, brackets around each operator but the outermost, further digits, CTX; and a
-        # place for what is not there.
-        width = 2 * n + 2 * (n - 2) * (n > 2) + n * (self._most_digits - 1)
+        width = self.longest_prompt  # and behind it a place for what is not there
         nowhere = torch.where(inside, last, width)
         prompt = word.new_full((len(word), width + 1), NOTHING)
         for k in range(self._most_digits):
