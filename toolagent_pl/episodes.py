@@ -66,7 +66,7 @@ def episodes(rollout: Rollout, env: Env, stages: tuple[str, ...] = ()) -> list[E
         stages: Names of the stages, in the order that problems count them by.
     """
     problems, outcome, vocabulary = rollout.problems, rollout.outcome, env.vocabulary
-    longest = max(outcome.steps.tolist(), default=0)
+    longest = max([1, *outcome.steps.tolist()])  # an episode may not have begun
     states = execute(env, problems, visible_actions(rollout)[:, :longest])[1:]
     columns = zip(
         problems.stage.tolist(),
