@@ -313,7 +313,7 @@ def test_stages_of_patterns_and_of_operators_train(capsys):
     options = [*(option for option in QUICK if option not in ONE_STAGE), "--config=stages.yaml"]
     options += ["--data.batches_per_epoch=1", "--trainer.max_epochs=3", "--data.test_problems=50"]
     main(["fit", *options])
-    assert curve(0, "train/stage") == [(1, 1.0), (2, 2.0), (3, 0.0)]
+    assert curve(0, "train/stage") == [(0, 1.0), (1, 2.0), (2, 0.0)]
     table = " ".join(capsys.readouterr().out.split("Final greedy agent")[1].split())
     for name, tried, notes in (
         ("T0", "1,000", "all there are"), ("easy", "100", "all there are"), ("sums", "50", "a sample of held-out ones"),

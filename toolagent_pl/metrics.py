@@ -55,8 +55,8 @@ def log_metrics(trainer: Trainer, metrics: Mapping[str, float], step: int) -> No
     and has a step of its own, which is another one after a run was resumed.
 
     Args:
-        step: Number of the batch that they are about, from 0; what closes an epoch or a run is about the next one, so
-            that going on from a checkpoint drops what was logged after it.
+        step: Number of the batch that they come with, from 0: of the last one at the end of an epoch. So those that a
+            checkpoint knows of are the ones of the batches before it, and going on drops the others.
     """
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
     for logger in trainer.loggers:

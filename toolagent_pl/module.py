@@ -534,7 +534,7 @@ class ToolAgent(LightningModule):
         if self.trainer.state.fn != TrainerFn.FITTING:
             self.log_dict(metrics, rank_zero_only=True)  # which the command prints as a table
         elif not self.trainer.sanity_checking:
-            log_metrics(self.trainer, metrics, self.batches_seen)
+            log_metrics(self.trainer, metrics, self.batches_seen - 1)
         return results
 
     def validation_step(self, problems: Problems, batch_idx: int) -> None:

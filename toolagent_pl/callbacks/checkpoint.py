@@ -116,12 +116,25 @@ class Checkpoint(LightningCheckpoint):
         assert isinstance(pl_module, ToolAgent)
         limit = trainer.max_steps
         cut = not pl_module.epoch_is_whole and (trainer.should_stop or 0 <= limit <= trainer.global_step)
-        if cut or pl_module.batches_seen % self.every_n_batches == 0:
+        due = pl_module.batches_seen % self.every_n_batches == 0
+        if cut or (due and not pl_module.epoch_is_whole):
             self.save_now(trainer)
         self._stop_if_told(trainer)
         if cut:
             raise StopIteration
         self._ask()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if that was due at the last batch.
+
+        Then all that comes with that batch is done, and what the checkpoint does not know of comes with later ones:
+        a curve would have points twice after a kill between a validation and the end of the epoch. Lightning calls
+        this after the hooks of the module and of all other callbacks.
+        """
+        assert isinstance(pl_module, ToolAgent)
+        if pl_module.epoch_is_whole and pl_module.batches_seen % self.every_n_batches == 0:
+            self.save_now(trainer)
+            self._unsaved = True  # that the epoch has ended
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Stop if told; the resumed run repeats the validation. Several ranks stop in the next update.

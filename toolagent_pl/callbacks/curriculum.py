@@ -118,7 +118,7 @@ class CurriculumCallback(Callback):
         data = _data(trainer)
         if not pl_module.epoch_is_whole:
             return
-        log_metrics(trainer, {"train/stage": float(self.stage)}, pl_module.batches_seen)
+        log_metrics(trainer, {"train/stage": float(self.stage)}, pl_module.batches_seen - 1)
         self.epochs += 1
         accuracy = trainer.callback_metrics.get(f"val/{data.stages.names[self.stage]}_accuracy")
         if self.advance_at is not None and accuracy is not None and accuracy >= self.advance_at:

@@ -84,7 +84,7 @@ class Polish(Callback):
         assert isinstance(pl_module, ToolAgent)
         if not pl_module.epoch_is_whole:
             return
-        log_metrics(trainer, {"train/polishing": float(self.since is not None)}, pl_module.batches_seen)
+        log_metrics(trainer, {"train/polishing": float(self.since is not None)}, pl_module.batches_seen - 1)
         if self.since is not None:
             if self.anneal and pl_module.batches_seen - self.since >= self.batches:
                 rank_zero_info(f"Polished after {pl_module.batches_seen} batches.")

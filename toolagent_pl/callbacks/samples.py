@@ -49,7 +49,7 @@ class SampleEpisodes(Callback):
         for sample in sample_episodes(pl_module, self.per_stage):
             text = "\n".join(f"    {episode}" for episode in sample)  # indented: a code block in Markdown
             for writer in writers:
-                writer.add_text(f"samples/{sample[0].stage}", text, pl_module.batches_seen)
+                writer.add_text(f"samples/{sample[0].stage}", text, pl_module.batches_seen - 1)
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -189,10 +189,7 @@ def check_rows(owner: object, method: str, name: str, tree: Any, size: int) -> N
         TypeError: Names class and method, and what is expected.
     """
     where = f"{type(owner).__name__}.{method}"
-    leaves = tree_leaves(tree)
-    if not leaves:
-        raise TypeError(f"{where}: got nothing for {name}, expected tensors whose first dimension is {size}")
-    for leaf in leaves:
+    for leaf in tree_leaves(tree):
         if not isinstance(leaf, Tensor):
             raise TypeError(f"{where}: got {type(leaf).__name__} in {name}, expected tensors only")
         if not leaf.ndim or leaf.shape[0] != size:
