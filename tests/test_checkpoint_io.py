@@ -140,7 +140,7 @@ UNFIT = "expected a checkpoint of such a run; it cannot be restored"
         (["callbacks"], 3, UNFIT),
         (["callbacks", "CurriculumCallback", "entry"], "last", UNFIT),
         (["callbacks", "CurriculumCallback", "entry"], 3, "curriculum.stages: got 3 entries, expected more than 3"),
-        (["callbacks", "CurriculumCallback", "seen"], None, UNFIT),
+        (["callbacks", "CurriculumCallback", "epochs"], None, UNFIT),
         (["callbacks", "Polish", "since"], "now", UNFIT),
         (["callbacks", "Polish", "since"], -1, UNFIT),
         (["callbacks", "Polish", "over"], 1, UNFIT),

@@ -145,6 +145,23 @@ def test_an_apple_gpu_is_left_alone(monkeypatch):
         (["--trainer.gradient_clip_val=1"], "trainer.gradient_clip_val: got 1, expected model.max_grad_norm in its"),
         (["--trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches: got 2, expected model.accumulat"),
         (["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"], "lr_scheduler: got torch.optim.lr_scheduler.StepL"),
+        (
+            ["--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=foo", "--optimizer=SGD", "--optimizer.lr=1"],
+            "lr_scheduler.monitor: got foo, expected val/T0_accuracy, val/T0_plan_length, val/T0_reward, val/T1_acc",
+        ),
+        (
+            ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/nope"],
+            "EarlyStopping.monitor: got val/nope, expected val/T0_accuracy",
+        ),
+        (["--optimizer=SparseAdam"], "optimizer: got SparseAdam, expected an optimizer of dense gradients"),
+        (
+            ["--optimizer=SGD", "--optimizer.lr=-1"],
+            "optimizer: got options that PyTorch refuses (Invalid learning rate",
+        ),
+        (
+            ["--data.stages=[{name: Big, pattern: a-b, digits: 2}]"],
+            "data.stages: got Big with 2 digits, expected 1 for",
+        ),
         (["--config=nowhere.yaml"], "config: File does not exist"),
         (["--ckpt_path=nowhere.ckpt"], "ckpt_path: got nowhere.ckpt, expected a file that exists"),
         (["--ckpt_path=last"], "ckpt_path: got last, expected a run with checkpoints/last.ckpt in lightning_logs"),
@@ -183,6 +200,43 @@ def test_what_shows_in_the_first_batch_is_one_line_too(tmp_path, monkeypatch, ca
 def test_abbreviated_options_are_refused(capsys, option):
     """They would become another option as soon as one is added."""
     assert f"unknown option {option.partition('=')[0]}" in error_of(capsys, "fit", "--trainer.accelerator=cpu", option)
+
+
+@pytest.mark.parametrize("path", ["nowhere/x.jsonl", ".", "/dev/null/x"])
+def test_predictions_that_cannot_be_written_are_refused(capsys, trained, path):
+    line = error_of(
+        capsys, "predict", BLIND, f"--ckpt_path={trained}/checkpoints/last.ckpt", f"--predictions.path={path}"
+    )
+    assert line.startswith(f"error: predictions.path: got {path}, expected a file in a folder that can be written to")
+
+
+def test_a_full_disk_is_said_in_one_line(trained, capsys):
+    options = [BLIND, "--trainer.accelerator=cpu", f"--ckpt_path={trained}/checkpoints/last.ckpt"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", *options, "--predictions.path=/dev/full"])
+    assert "No space left on device" in str(stopped.value.code)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_run_outlives_whoever_reads_its_output(tmp_path):
+    """As in ``fit | head -1``."""
+    command = [sys.executable, "-m", "toolagent_pl", "fit", *SMALL, "--trainer.max_epochs=4"]
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) == 0
+    assert batches_of(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt") == 8
+
+
+def test_lines_of_tables_stay_whole_where_there_is_no_terminal(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    main(["fit", *SMALL, "--data.stages=[{name: a_stage_with_a_name_of_forty_characters_, pattern: a-b}]"])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "all there are" in line]
+    assert "a_stage_with_a_name_of_forty_characters_"[:40] in row
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

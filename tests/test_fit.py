@@ -24,6 +24,8 @@ QUICK += ["--polish.at=null", "--solved.accuracy=null"]  # T0 can be learned in 
 MINE = """
 import torch
 from toolagent_pl.agents import BlindAgent, Evaluation, Policy
+from toolagent_pl.agents.blind import BlindCache
+from toolagent_pl.envs import CalculatorEnv
 from toolagent_pl.learning import A2C, OutcomeReward
 
 class Twice(A2C):
@@ -64,6 +66,42 @@ class Bare(BlindAgent):
     def decode(self, *args):
         policy, cache = super().decode(*args)
         return policy.logits, cache
+
+class NoCache(BlindAgent):
+    def prefill(self, problems):
+        pass
+
+class OneRow(BlindAgent):
+    def prefill(self, problems):
+        return BlindCache(super().prefill(problems).hidden[:1])
+
+class Fails(OutcomeReward):
+    def __call__(self, env, rollout):
+        raise KeyError("nothing")
+
+class Nowhere(A2C):
+    def advantages(self, *args):
+        pass
+
+class Loose(A2C):
+    def loss(self, *args):
+        return tuple(super().loss(*args))
+
+class Vector(A2C):
+    def loss(self, *args):
+        return super().loss(*args)._replace(value=torch.zeros(3))
+
+class Shorter(CalculatorEnv):
+    def step(self, state, action):
+        return super().step(state, action)._replace(steps=state.steps[:1])
+
+class Silent(CalculatorEnv):
+    def observe(self, state):
+        pass
+
+class Judged(CalculatorEnv):
+    def outcome(self, state):
+        return super().outcome(state)._replace(correct=state.steps)
 
 class Turned(BlindAgent):
     def forward(self, rollout):
@@ -298,6 +336,15 @@ def test_stages_of_patterns_and_of_operators_train(capsys):
         ("agent=mine.Flat", "Flat.decode: got float32 of shape [6] for logits, expected float32 of shape [64, 6]"),
         ("agent=mine.Column", "Column.decode: got float32 of shape [64, 1] for value, expected float32 of shape [64]"),
         ("agent=mine.Bare", "Bare.decode: got Tensor, expected a Policy and a cache"),
+        ("agent=mine.NoCache", "NoCache.prefill: got NoneType in the cache, expected tensors only"),
+        ("agent=mine.OneRow", "OneRow.prefill: got shape [1, 96] in the cache, expected a first dimension of 64"),
+        ("reward=mine.Fails", "Fails.__call__: got KeyError ('nothing') in line "),
+        ("algorithm=mine.Nowhere", "Nowhere.advantages: got NoneType, expected Advantages"),
+        ("algorithm=mine.Loose", "Loose.loss: got tuple, expected LossTerms"),
+        ("algorithm=mine.Vector", "Vector.loss: got float32 of shape [3] for value, expected float32 of shape []"),
+        ("env=mine.Shorter", "Shorter.step: got int64 of shape [1] in the state, expected int64 of shape [64] as"),
+        ("env=mine.Silent", "Silent.observe: got NoneType, expected an Observation"),
+        ("env=mine.Judged", "Judged.outcome: got int64 of shape [64] for correct, expected bool of shape [64]"),
         ("agent=mine.Turned", "Turned.forward: got float32 of shape [64, 3] for log_prob, expected float32 of shape"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from tests.long import generated as fuzz
 from tests.long.generated import FINDING, Case, Verdict
 
-SOME = {"config": 24, "checkpoint": 24, "expression": 200}
+SOME = {"options": 24, "config": 24, "checkpoint": 24, "expression": 200}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,12 @@ def test_generated_inputs_are_taken_or_refused_in_one_line(sources, kind):
 @pytest.mark.parametrize("kind", SOME)
 def test_what_nobody_changed_is_taken(sources, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    content = {"config": sources.configs[0], "checkpoint": sources.checkpoint, "expression": b'["1+2"]'}[kind]
+    content = {
+        "options": b"[]",
+        "config": sources.configs[0],
+        "checkpoint": sources.checkpoint,
+        "expression": b'["1+2"]',
+    }[kind]
     assert fuzz.judge(Case(kind, 0, content, "validate")) == Verdict("taken", "")
 
 

@@ -51,14 +51,14 @@ def test_counts_and_sums_stay_exact_in_any_precision(dtype):
         module.to(dtype)
         assert module.weight.dtype == dtype
     metric = module.sums
-    for count in (2**24, 1, 2**40, 1):
+    for count in (2**24, 1, 2**61, 1):
         metric.update(torch.tensor([1]), tried=torch.tensor([count]), correct=torch.tensor([1]), reward=torch.ones(1))
     for _ in range(3):
         update(metric, [0] * 100_000, [True] * 100_000, [0.1] * 100_000)
     assert metric.integers.dtype == torch.int64
     assert metric.floats.dtype == torch.float64
     got = values(metric)
-    assert got["tried"] == [300_000, 2**24 + 2**40 + 2]
+    assert got["tried"] == [300_000, 2**24 + 2**61 + 2]
     assert got["correct"] == [300_000, 4]
     assert got["reward"] == pytest.approx([300_000 * float(torch.tensor(0.1)), 4], rel=1e-10)
 

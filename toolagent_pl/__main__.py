@@ -16,8 +16,13 @@ if sys.argv[1:2] in (["solve"], ["export"]):  # without Lightning, which takes l
     gc.enable()
     sys.exit(command(sys.argv[2:]))
 
-from toolagent_pl.cli import main
+try:
+    from toolagent_pl.cli import main
+    from toolagent_pl.process import outlive_readers
 
-gc.freeze()
-gc.enable()
-main()
+    gc.freeze()
+    gc.enable()
+    outlive_readers()
+    main()
+except KeyboardInterrupt:  # before there is anything to save, or a second time
+    sys.exit(130)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -130,6 +131,11 @@ def _restore_training_state(trainer: Trainer, restore: Callable[[], None]) -> No
     fresh = copy.deepcopy([one.state_dict() for one in stateful])
     tried = [_after_a_step(optimizer) for optimizer in trainer.optimizers]
     restore()
+    epoch = trainer.fit_loop.epoch_progress.current
+    if epoch.ready == epoch.processed:
+        # With `max_steps`, Lightning takes an epoch that has come to its end for one to go on with: it would train on
+        # an empty one first. The property that it goes by does not let itself be set to anything else.
+        _Loop.restarting.fset(trainer.fit_loop, False)  # type: ignore[attr-defined]
     for one, kind in zip(stateful, fresh, strict=True):
         _check_kind(one.state_dict(), kind, type(one).__name__)
     trainer.fit_loop._combined_loader_states_to_load = []  # nothing that this project loads from has a state

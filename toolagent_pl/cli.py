@@ -22,6 +22,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from toolagent_pl.agents import Agent
+from toolagent_pl.blame import described, own_classes, own_method
 from toolagent_pl.callbacks import (
     Checkpoint,
     CurriculumCallback,
@@ -48,24 +49,22 @@ from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.process import keep_freed_memory, threads_for
 from toolagent_pl.ranks import ending_with_parent, wait_for_ranks
 from toolagent_pl.report import print_report
+from toolagent_pl.resuming import check_settings, settings_of
+from toolagent_pl.tools import TOOLS
 from toolagent_pl.torchrun import check_restarts, meet_again
+from toolagent_pl.trainer_options import check_monitor, check_optimizer, check_trainer_options
 
 LOG_NAME = "lightning_logs"
 SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters
 USAGE_ERROR = 2
 RANK_IS_GONE = "Connection (closed|reset) by peer"  # what gloo raises on the ranks that are left
 SOLVE_HINT = "python -m toolagent_pl solve EXPRESSION ... answers expressions with a trained agent: solve --help"
+LEARNED, SAMPLE = 0.9, 1000  # validation accuracy of a stage below which so many problems of each are tested after fit
 LONGEST_LINE = 1000
 DEFAULT_STAGES = ["T0", "T1", "T2", "E1", "E2", "E3", "E4", "E5"]
 DEFAULT_CURRICULUM = ["E1", ["E2", "T0"], ["E3", "T1"], ["E4", "T2"], "E5"]
 DEFAULT_ENT_TARGETS = [1.0, 1.25, 1.0, 0.7, 0.7]
-MOST_OF = {"devices": 1024, "num_nodes": 65536}  # Lightning makes lists of them before anything can be checked
 SHOW_TRACEBACK = "TOOLAGENT_TRACEBACK"  # environment variable: 1 to see where an error comes from
-REPLACED = {  # options of the trainer that Lightning cannot do here, what leaves them alone, and what does it instead
-    "gradient_clip_val": (None, "model.max_grad_norm"),
-    "gradient_clip_algorithm": (None, "model.max_grad_norm"),
-    "accumulate_grad_batches": (1, "model.accumulate"),
-}
 GROUPS = (
     "trainer",
     "model",
@@ -92,10 +91,14 @@ def show_traceback(error: BaseException | None) -> None:
         traceback.print_exception(error)
 
 
-def stop(error: BaseException) -> NoReturn:
-    """Print an error in one line and exit with code 1."""
+def stop(error: BaseException, line: str | None = None) -> NoReturn:
+    """Print an error in one line and exit with code 1.
+
+    Args:
+        line: What to say in place of its message.
+    """
     show_traceback(error)
-    sys.exit(f"error: {one_line(str(error))}")
+    sys.exit(f"error: {one_line(line or str(error))}")
 
 
 def _telling_part(message: str) -> str:
@@ -170,6 +173,12 @@ class ArgumentParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs = {"parser_mode": PARSER_MODE, "allow_abbrev": False, **kwargs}
         super().__init__(*args, **kwargs)
+
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, **kwargs: Any) -> Any:
+        """Leave out the tools of the environment, which are those of the data."""
+        if nested_key == "model":
+            kwargs["skip"] = {*kwargs.get("skip", ()), "env.init_args.tools"}
+        return super().add_class_arguments(theclass, nested_key, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the line and exit with code 2."""
@@ -274,7 +283,10 @@ class ToolAgentCLI(LightningCLI):
                 "model.agent": {"class_path": "Reader"},
                 "model.env": {"class_path": "CalculatorEnv", "init_args": {"max_steps": "auto"}},
                 "model.reward": {"class_path": "OutcomeReward"},
-                "model.algorithm": {"class_path": "PPO", "init_args": {"minibatches": 2, "ent_coef": 0.15, "ent_target": 1.0}},
+                "model.algorithm": {
+                    "class_path": "PPO",
+                    "init_args": {"minibatches": 2, "ent_coef": 0.15, "ent_target": 1.0},
+                },
                 "model.learning_rate": 4e-3,
                 "model.betas": (0.9, 0.98),
                 "data.stages": DEFAULT_STAGES,
@@ -314,18 +326,19 @@ class ToolAgentCLI(LightningCLI):
         seed = options.seed_everything
         if not 0 <= seed < 2**32:
             parser.error(f"seed_everything: got {seed}, expected a number from 0 to {2**32 - 1}")
-        for option, (default, other) in REPLACED.items():
-            if (value := options.trainer[option]) != default:
-                parser.error(f"trainer.{option}: got {value}, expected {other} in its place")
+        try:
+            check_trainer_options(options.trainer, self.config.subcommand)
+            check_optimizer(options.optimizer)
+        except ValueError as error:
+            parser.error(str(error), error)
         if options.get("lr_scheduler") and not options.optimizer:
             parser.error(f"lr_scheduler: got {options.lr_scheduler.class_path}, expected --optimizer beside it")
-        for option, most in MOST_OF.items():
-            if str(count := options.trainer[option]).isdigit() and int(count) > most:
-                parser.error(f"trainer.{option}: got {count}, expected at most {most}")
         if options.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             parser.error(f"trainer.accelerator: got {options.trainer.accelerator}, expected auto or cpu: no GPU here")
         if options.trainer.accelerator == "mps":
             parser.error("trainer.accelerator: got mps, expected auto, cpu or gpu: it has no numbers of 64 bits")
+        self._check_folders(options)
+        self.settings = settings_of(options)
         if options.ckpt_path in ("last", "auto"):
             options.ckpt_path = self._last_checkpoint(options)
         if options.ckpt_path:
@@ -333,6 +346,24 @@ class ToolAgentCLI(LightningCLI):
             self._check_checkpoint(options.ckpt_path)
         elif self.config.subcommand != "fit":
             parser.error("ckpt_path: got none, expected the path of a checkpoint, or last")
+
+    def _check_folders(self, options: Namespace) -> None:
+        """Refuse places where nothing can be written, before anything is done."""
+        places = [
+            ("trainer.default_root_dir", options.trainer.default_root_dir),
+            ("checkpoint.dirpath", options.checkpoint.dirpath),
+        ]
+        loggers = options.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, Namespace):
+                places.append(("trainer.logger.save_dir", (logger.get("init_args") or {}).get("save_dir")))
+        for option, place in places:
+            if place is not None and not _can_hold_files(Path(place).expanduser()):
+                self.parser.error(f"{option}: got {place}, expected a folder that can be written to")
+        if self.config.subcommand == "predict" and (path := options.predictions.path):
+            file = Path(path).expanduser()
+            if file.is_dir() or not file.parent.is_dir() or not _can_hold_files(file.parent):
+                self.parser.error(f"predictions.path: got {path}, expected a file in a folder that can be written to")
 
     def _last_checkpoint(self, options: Namespace) -> str | None:
         """The newest ``last.ckpt`` among the runs below the root directory; with "auto", None if there is none.
@@ -353,7 +384,9 @@ class ToolAgentCLI(LightningCLI):
             self.parser.error(f"ckpt_path: got {path}, expected a file that exists")
         try:
             self.checkpoint = read_header(path)
-            check_origin(self.checkpoint)
+            saved = check_origin(self.checkpoint).get("settings")
+            if saved and self.config.subcommand == "fit":
+                check_settings(saved, self.settings)
         except ValueError as error:
             self.parser.error(str(error), error)
 
@@ -364,10 +397,18 @@ class ToolAgentCLI(LightningCLI):
         """Build everything; what cannot be built is an error of the configuration."""
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, MisconfigurationException) as error:
-            self.parser.error(str(error), error)
-        except Exception as error:  # of someone else: a logger whose package is missing, for example
-            self.parser.error(f"config: got a class that cannot be made ({type(error).__name__}: {error})", error)
+        except Exception as error:  # a class of one's own may fail in any way
+            self._refuse(error)
+        self.model.settings = self.settings
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        """End in one line about something that cannot be built."""
+        text = str(error)
+        if not re.match(r"[\w.]+: got ", text):
+            text = own_method(error) or _part_of(error) or text
+            if text == str(error) and not isinstance(error, ValueError | TypeError | MisconfigurationException):
+                text = described(error)
+        self.parser.error(text, error)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with what every run has."""
@@ -436,6 +477,7 @@ class ToolAgentCLI(LightningCLI):
             guard_restoring(self.trainer)
             if subcommand == "fit":
                 self._get(self.config_init, "curriculum").check_stages(data.stages.names)
+                self._check_monitors(data.stages.names)
                 self._check_dirpath()
             check_restarts()
             meet_again(self.trainer.strategy)
@@ -443,37 +485,67 @@ class ToolAgentCLI(LightningCLI):
             with threads_for(batch):
                 super()._run_subcommand(subcommand)
             failed = False
-        except (NonFiniteError, CheckpointError) as error:
-            stop(error)
-        except RanksDisagreeError as error:  # all ranks know it: one of them says it
-            if not self.trainer.is_global_zero:
-                sys.exit(1)
-            stop(error)
-        except TypeError as error:
-            if not re.match(r"\w+\.\w+: got ", str(error)):  # what a class of one's own returned
-                raise
-            stop(error)
-        except (ValueError, MisconfigurationException) as error:
-            if self.started.started and not re.match(r"[\w.]+: got ", str(error)):
-                raise
-            self.parser.error(str(error), error)
-        except RuntimeError as error:
-            if self.model.compile_step:
-                from torch._dynamo.exc import TorchDynamoException  # not needed otherwise, and takes a second
-
-                if isinstance(error, TorchDynamoException):
-                    inner = getattr(error, "inner_exception", error)
-                    reason = one_line(str(inner).strip().partition("\n")[0] or type(inner).__name__)
-                    sys.exit(f"error: model.compile_step: got true, which torch.compile cannot do here ({reason})")
-            gone = re.search(RANK_IS_GONE, str(error))
-            if self.trainer.world_size == 1 or gone is None:
-                raise
-            step = self.model.batches_seen
-            sys.exit(f"error: step {step}: another rank is gone ({gone[0]}); its own output tells why")
+        except Exception as error:
+            self._end(error)
         finally:
             launcher = self.trainer.strategy.launcher
             if isinstance(launcher, _SubprocessScriptLauncher):
                 wait_for_ranks(launcher.procs, failed)
+
+    def _end(self, error: Exception) -> NoReturn:
+        """End in one line, unless it is an error of this program."""
+        text = str(error)
+        if isinstance(error, RanksDisagreeError) and not self.trainer.is_global_zero:
+            sys.exit(1)  # all ranks know it: one of them says it
+        if isinstance(error, NonFiniteError | CheckpointError | RanksDisagreeError):
+            stop(error)
+        if isinstance(error, TypeError) and re.match(r"\w+\.\w+: got ", text):  # what a class of one's own returned
+            stop(error)
+        if isinstance(error, ValueError) and re.match(r"[\w.]+: got ", text):
+            self.parser.error(text, error)
+        if self.model.compile_step:
+            from torch._dynamo.exc import TorchDynamoException  # not needed otherwise, and takes a second
+
+            if isinstance(error, TorchDynamoException):
+                inner = getattr(error, "inner_exception", error)
+                reason = one_line(str(inner).strip().partition("\n")[0] or type(inner).__name__)
+                stop(error, f"model.compile_step: got true, which torch.compile cannot do here ({reason})")
+        gone = re.search(RANK_IS_GONE, text)
+        if self.trainer.world_size > 1 and gone and isinstance(error, RuntimeError):
+            stop(error, f"step {self.model.batches_seen}: another rank is gone ({gone[0]}); its own output tells why")
+        if "finished reduction in the prior iteration" in text:
+            expected = "ddp_find_unused_parameters_true, since the loss does not use all weights of the agent"
+            stop(error, f"trainer.strategy: got {self.config[self.subcommand].trainer.strategy}, expected {expected}")
+        if "EADDRINUSE" in text:
+            stop(error, f"MASTER_PORT: got {os.environ.get('MASTER_PORT')}, expected a port that is free")
+        if line := own_method(error):
+            stop(error, line)
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            place = f" {error.filename}" if error.filename else ""
+            stop(error, f"cannot write{place} ({error.strerror or error})")
+        if not self.started.started:
+            self._refuse(error)
+        parts = (self.model.agent, self.model.env, self.model.reward, self.model.algorithm)
+        own = own_classes(*parts, *self.trainer.callbacks)  # type: ignore[attr-defined]
+        own += [f"tool {tool.name}" for tool in self.model.env.vocabulary.tools if tool not in TOOLS]
+        if own:
+            stop(error, f"{described(error)} in a run with {', '.join(own)}; {SHOW_TRACEBACK}=1 shows where")
+        if isinstance(error, MisconfigurationException):
+            stop(error)
+        raise error
+
+    def _check_monitors(self, stages: tuple[str, ...]) -> None:
+        """Refuse what waits for a metric that there is not.
+
+        Raises:
+            ValueError: Names the option.
+        """
+        scheduler = self.config[self.subcommand].lr_scheduler
+        if scheduler and scheduler.class_path.endswith("ReduceLROnPlateau"):
+            check_monitor("lr_scheduler.monitor", scheduler.init_args.monitor, stages)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if (monitor := getattr(callback, "monitor", None)) is not None:
+                check_monitor(f"{type(callback).__name__}.monitor", monitor, stages)
 
     def _check_dirpath(self) -> None:
         """Refuse to begin a run where another one keeps its checkpoint.
@@ -496,6 +568,7 @@ class ToolAgentCLI(LightningCLI):
         results = self.solved.results
         logged = result_metrics("test", results)
         if not results:
+            self._sample_unless_learned()
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)  # logs its results itself
             results, logged = self.model.test_results, {}
         trained = self.model.stages.names[: self.model.trained_stages]
@@ -507,6 +580,42 @@ class ToolAgentCLI(LightningCLI):
             logger.save()  # Lightning has finished with it
         if self.trainer.is_global_zero:
             print_report(self.model, results)
+
+    def _sample_unless_learned(self) -> None:
+        """Test a sample where the agent has not learned its stages: with all problems, it takes longer than training.
+
+        ``test`` tries all of them in any case.
+        """
+        metrics = self.trainer.callback_metrics
+        names = self.model.stages.names[: self.model.trained_stages]
+        if all(float(metrics.get(f"val/{name}_accuracy", 0)) >= LEARNED for name in names):
+            return
+        self.datamodule.most_tested = SAMPLE
+        if self.trainer.is_global_zero:
+            print(
+                f"Not all stages are learned: the test that follows tries at most {SAMPLE:,} problems of each; "
+                "`test --ckpt_path last` tries all.",
+                flush=True,
+            )
+
+
+def _part_of(error: Exception) -> str | None:
+    """A line about the optimizer or the schedule, where PyTorch refused to make it."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    for file in reversed(files):
+        if file.parent.name == "optim":
+            option = "lr_scheduler" if file.name == "lr_scheduler.py" else "optimizer"
+            return f"{option}: got options that PyTorch refuses ({' '.join(str(error).split())}), expected others"
+    return None
+
+
+def _can_hold_files(folder: Path) -> bool:
+    """Whether a folder, or the nearest that it would be made in, can be written to."""
+    try:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except (OSError, ValueError):  # a name that is too long, or no name at all
+        return False
 
 
 def _runs(options: Namespace) -> Path:

@@ -1,17 +1,20 @@
 """The LightningModule: an agent, the environment it acts in, the reward, and the algorithm that it learns by."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from toolagent_pl.agents import Agent, BlindAgent, Evaluation, Rollout
+from toolagent_pl.checkpoint_io import AtomicCheckpointIO
 from toolagent_pl.envs import CalculatorEnv, Env, EnvSpec, Outcome
-from toolagent_pl.envs.env import check_returned
+from toolagent_pl.envs.env import check_returned, float_kind
 from toolagent_pl.learning import A2C, Advantages, Algorithm, LossTerms, OutcomeReward, Reward
 from toolagent_pl.learning.rollout import check_evaluation, collect, collect_and_evaluate
 from toolagent_pl.metrics import StageSums, log_metrics
@@ -122,6 +125,7 @@ class ToolAgent(LightningModule):
         max_grad_norm: Norm that gradients are clipped to; null for no clipping.
         accumulate: Parts that a minibatch is evaluated in, one after the other, to save memory. The gradient is that of
             the whole.
+        weights: Checkpoint whose weights to start from; null for random ones.
         seed: Seed of the action noise.
         compile_step: Compile rollout and loss with ``torch.compile``, on a GPU into CUDA graphs. It takes a
             minute or two to begin with, and pays where a GPU waits for its kernels to be started.
@@ -131,6 +135,7 @@ class ToolAgent(LightningModule):
         ent_coef: Weight of the entropy bonus now.
         ent_target: Entropy that it is steered to now; None for a fixed weight.
         step_cost: What each step costs now.
+        settings: Options of the command line that decide what is learned, kept in checkpoints.
 
     Raises:
         ValueError: If the parts do not fit together, for example a step limit that no plan of a stage
@@ -150,6 +155,7 @@ class ToolAgent(LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         max_grad_norm: float | None = 1.0,
         accumulate: int = 1,
+        weights: str | None = None,
         seed: int = 0,
         compile_step: bool = False,
     ) -> None:
@@ -173,6 +179,9 @@ class ToolAgent(LightningModule):
         self.learning_rate, self.max_grad_norm, self.accumulate = learning_rate, max_grad_norm, accumulate
         self.seed, self.compile_step = seed, compile_step
         self._check()
+        if weights is not None:
+            self._start_from(weights)
+        self.settings: Mapping[str, str] = {}
         self.batches_seen = 0
         self.ent_coef = torch.tensor(self.algorithm.ent_coef, dtype=torch.float64)
         self.ent_target, self.step_cost = self.algorithm.ent_target, 0.0
@@ -187,6 +196,13 @@ class ToolAgent(LightningModule):
         """Refuse parts that cannot lead to a right run."""
         self.env.check(self.stages, self.agent.actions.tolist())
         self.reward.check_env(self.env)
+        most = self.agent.most_digits
+        for stage in self.stages.stages:
+            if most is not None and stage.digits > most:
+                raise ValueError(
+                    f"data.stages: got {stage.name} with {stage.digits} digits, expected {most} for "
+                    f"{type(self.agent).__name__}, which is told operands and does not read them"
+                )
         if self.agent.told_stage and self.trained_stages < len(self.stages):
             unseen = list(self.stages.names[self.trained_stages :])
             raise ValueError(f"data.unseen: got {unseen}, expected none for an agent that is told the stage")
@@ -243,7 +259,7 @@ class ToolAgent(LightningModule):
             rollout = collect(self.agent, self.env, problems, **options)
             evaluation = self.evaluate_actions(rollout)
         rewards = self.rewards(rollout)
-        terms = self.algorithm.loss(evaluation, rollout, self._advantages(rollout, rewards))
+        terms = self._loss(evaluation, rollout, self._advantages(rollout, rewards))
         count = self._mean_over_ranks(self._count(rollout))
         entropy = self._mean_over_ranks(terms.entropy.detach().float()) / count
         metrics = self._training_metrics(rollout, rewards, terms, count) if with_metrics else {}
@@ -293,7 +309,7 @@ class ToolAgent(LightningModule):
         for rows in torch.arange(len(rollout.idle), device=count.device).chunk(self.accumulate):
             part = rollout if self.accumulate == 1 else rollout.select(rows)
             learned = Advantages(*(x[:, rows] for x in advantages))
-            terms = self.algorithm.loss(self.evaluate_actions(part), part, learned)
+            terms = self._loss(self.evaluate_actions(part), part, learned)
             yield self._total(terms, self.ent_coef) / count
             parts.append(terms)
         sums.append(_added(parts))
@@ -318,8 +334,17 @@ class ToolAgent(LightningModule):
             check_rewards(self.reward, rewards, rollout)
         return rewards
 
+    def _loss(self, evaluation: Evaluation, rollout: Rollout, advantages: Advantages) -> LossTerms:
+        """What the algorithm says, checked."""
+        terms = self.algorithm.loss(evaluation, rollout, advantages)
+        if not torch.compiler.is_compiling():
+            check_terms(self.algorithm, terms)
+        return terms
+
     def _advantages(self, rollout: Rollout, rewards: Tensor) -> Advantages:
         advantages = self.algorithm.advantages(rollout, rewards)
+        if not torch.compiler.is_compiling():
+            check_advantages(self.algorithm, advantages, rollout)
         if not self.algorithm.normalize_advantage:
             return advantages
         values, mask = advantages.advantages, rollout.mask
@@ -395,8 +420,19 @@ class ToolAgent(LightningModule):
             factor = torch.where(entropy < self.ent_target, ENT_COEF_RATE, 1 / ENT_COEF_RATE)
             self.ent_coef = (self.ent_coef.to(factor.device) * factor).clamp(*ENT_COEF_RANGE)
 
+    @property
+    def epoch_is_whole(self) -> bool:
+        """Whether an epoch has come to its end: Lightning ends it, too, when a run is stopped in the middle of one.
+
+        Nothing may come of that, since the run goes on with the rest of the epoch when it is resumed.
+        """
+        count = self.trainer.num_training_batches
+        return count == float("inf") or self.batches_seen % count == 0
+
     def on_train_epoch_end(self) -> None:
         """Move the learning rate, where there is a schedule."""
+        if not self.epoch_is_whole:
+            return
         schedulers = self.lr_schedulers() or []
         for config in schedulers if isinstance(schedulers, list) else [schedulers]:
             if isinstance(config, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -459,7 +495,8 @@ class ToolAgent(LightningModule):
         stacked = torch.stack([value.detach().float().to(self.device) for value in values.values()])
         means = self._mean_over_ranks(stacked).tolist()
         rate = optimizer.param_groups[0]["lr"]
-        log_metrics(self.trainer, {**dict(zip(values, means, strict=True)), "train/learning_rate": rate})
+        named = {**dict(zip(values, means, strict=True)), "train/learning_rate": rate}
+        log_metrics(self.trainer, named, self.batches_seen)
 
     def act(self, problems: Problems) -> Rollout:
         """Greedy episodes."""
@@ -493,7 +530,11 @@ class ToolAgent(LightningModule):
 
     def _log_results(self, prefix: str) -> list[StageResult]:
         results = self.results()
-        self.log_dict(result_metrics(prefix, results), rank_zero_only=True)
+        metrics = result_metrics(prefix, results)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.log_dict(metrics, rank_zero_only=True)  # which the command prints as a table
+        elif not self.trainer.sanity_checking:
+            log_metrics(self.trainer, metrics, self.batches_seen - 1)
         return results
 
     def validation_step(self, problems: Problems, batch_idx: int) -> None:
@@ -523,7 +564,31 @@ class ToolAgent(LightningModule):
             "stages": list(self.stages.names[: self.trained_stages]),
             "batches_seen": self.batches_seen,
             "ent_coef": float(self.ent_coef),
+            "settings": dict(self.settings),
         }
+
+    def _start_from(self, path: str) -> None:
+        """Take over the weights of a checkpoint.
+
+        Raises:
+            ValueError: If there is none, or not of an agent of these sizes.
+        """
+        try:
+            checkpoint = AtomicCheckpointIO().load_checkpoint(Path(path).expanduser())
+            check_origin(checkpoint)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"model.weights: got {path}, expected a whole checkpoint of toolagent_pl") from error
+        self._check_weights(checkpoint["state_dict"], "model.weights")
+        self.load_state_dict(checkpoint["state_dict"])
+
+    def _check_weights(self, weights: Mapping[str, Tensor], option: str) -> None:
+        for name, parameter in self.state_dict().items():
+            saved = list(weights[name].shape) if name in weights else "nothing"
+            if saved != list(parameter.shape):
+                raise ValueError(
+                    f"{option}: got a checkpoint with {saved} for {name}, expected {list(parameter.shape)}; "
+                    "is it of another agent or size? Its settings are in the config.yaml of its run"
+                )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of something else.
@@ -535,14 +600,7 @@ class ToolAgent(LightningModule):
         names = list(self.stages.names[: self.trained_stages])
         if self.agent.told_stage and header.get("stages") != names:
             raise ValueError(f"data.stages: got {names}, expected {header.get('stages')} as in the checkpoint")
-        weights = checkpoint.get("state_dict", {})
-        for name, parameter in self.state_dict().items():
-            saved = list(weights[name].shape) if name in weights else "nothing"
-            if saved != list(parameter.shape):
-                raise ValueError(
-                    f"ckpt_path: got a checkpoint with {saved} for {name}, expected {list(parameter.shape)}; "
-                    "is it of another agent or size? Its settings are in the config.yaml of its run"
-                )
+        self._check_weights(checkpoint.get("state_dict", {}), "ckpt_path")
         ent_coef = header.get("ent_coef")
         if type(ent_coef) is not float or not 0 <= ent_coef < float("inf"):
             raise ValueError(f"ckpt_path: got ent_coef {ent_coef!r} in the checkpoint, expected a number")
@@ -558,6 +616,31 @@ def result_metrics(prefix: str, results: Sequence[StageResult]) -> dict[str, flo
         metrics[f"{prefix}/{result.name}_plan_length"] = result.plan_length
         metrics[f"{prefix}/{result.name}_reward"] = result.reward
     return metrics
+
+
+def check_advantages(algorithm: Algorithm, advantages: Any, rollout: Rollout) -> None:
+    """Refuse what an algorithm of one's own returned, unless it is ``Advantages``, float32 ``[T, N]`` each.
+
+    Raises:
+        TypeError: Names the class, what it returned, and what is expected.
+    """
+    if not isinstance(advantages, Advantages):
+        name = type(algorithm).__name__
+        raise TypeError(f"{name}.advantages: got {type(advantages).__name__}, expected Advantages")
+    for name, value in zip(advantages._fields, advantages, strict=True):
+        check_returned(algorithm, "advantages", name, value, float_kind(value), rollout.mask.shape)
+
+
+def check_terms(algorithm: Algorithm, terms: Any) -> None:
+    """Refuse what an algorithm of one's own returned, unless it is ``LossTerms``, float32 scalars.
+
+    Raises:
+        TypeError: Names the class, what it returned, and what is expected.
+    """
+    if not isinstance(terms, LossTerms):
+        raise TypeError(f"{type(algorithm).__name__}.loss: got {type(terms).__name__}, expected LossTerms")
+    for name, value in (*zip(terms._fields[:3], terms[:3], strict=True), *terms.metrics.items()):
+        check_returned(algorithm, "loss", name, value, float_kind(value), [])
 
 
 def check_rewards(reward: Reward, rewards: Any, rollout: Rollout) -> None:

@@ -1,5 +1,7 @@
 """What is printed at the end of a run."""
 
+import os
+import sys
 from collections.abc import Sequence
 
 from rich import box
@@ -12,6 +14,7 @@ from toolagent_pl.learning import OutcomeReward
 from toolagent_pl.module import StageResult, ToolAgent
 
 SAMPLES = 5  # of each stage
+WIDTH = 160  # where there is no terminal, so that lines of tables stay whole
 
 
 def print_report(module: ToolAgent, results: Sequence[StageResult]) -> None:
@@ -20,7 +23,8 @@ def print_report(module: ToolAgent, results: Sequence[StageResult]) -> None:
     Args:
         results: Of the test.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(highlight=False, soft_wrap=True, width=None if terminal else WIDTH)
     trained = set(module.stages.names[: module.trained_stages])
     for sample in sample_episodes(module, SAMPLES):
         if sample[0].stage in trained:

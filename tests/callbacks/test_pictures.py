@@ -37,7 +37,7 @@ def test_the_agent_that_training_ends_with_is_drawn_on_the_stages_that_it_was_tr
 
 
 def test_now_and_then_on_the_way_too(tmp_path):
-    assert images(tmp_path, Pictures(every_n_epochs=2, per_stage=3))["pictures/tools_by_step"] == [4, 6]
+    assert images(tmp_path, Pictures(every_n_epochs=2, per_stage=3))["pictures/tools_by_step"] == [3, 6]
 
 
 def test_a_trial_of_a_few_batches_draws_nothing(tmp_path):

@@ -1,7 +1,7 @@
-"""Generated configurations, checkpoints and expressions: each has to be taken, or refused in one line.
+"""Generated options, configurations, checkpoints and expressions: each has to be taken, or refused in one line.
 
-Everything else is a finding: an exception, a hang, a crash, foreign code that ran. Case ``i`` of a kind is a function
-of the seed and ``i``.
+Everything else is a finding: an exception, a hang, a crash, foreign code that ran, an option without its effect.
+Case ``i`` of a kind is a function of the seed and ``i``.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ import multiprocessing
 import os
 import pickle
 import random
+import signal
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -25,6 +27,8 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
+from tests.long import options
+from tests.long.options import LEFT_OUT
 from toolagent_pl import Problems
 from toolagent_pl.cli import ToolAgentCLI
 from toolagent_pl.cli import main as run_command
@@ -32,6 +36,7 @@ from toolagent_pl.cli import main as run_command
 SENTINEL = "sentinel"  # a file that foreign code would leave behind
 CASES_OF_A_WORKER = 500  # then it is replaced by a fresh one
 FINDING = "FINDING"
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "10"))  # after which a command that is still at work is taken
 CONFIGS = Path(__file__).parents[2] / "configs"
 # The smallest run with everything in it.
 RUN = ["--trainer.accelerator=cpu", "--data.stages=[E1,T0]", "--data.unseen=[]", "--data.batch_size=8"]
@@ -40,7 +45,7 @@ RUN += ["--curriculum.stages=null", "--curriculum.ent_targets=null", "--curricul
 
 
 class Case(NamedTuple):
-    """One input: the content of a file, JSON for expressions; for checkpoints, what is to be done with it."""
+    """One input: the content of a file, JSON for words and expressions; and the command that it is for."""
 
     kind: str
     number: int
@@ -63,6 +68,11 @@ class Sources(NamedTuple):
 
     configs: list[bytes]
     checkpoint: bytes
+    options: list[str]  # names of all that ``fit`` has
+
+
+class _Enough(BaseException):
+    """It has run for some time without an error."""
 
 
 class _Built(BaseException):
@@ -79,6 +89,9 @@ def cases(kind: str, seed: int, numbers: Sequence[int], sources: Sources) -> Ite
         elif kind == "checkpoint":
             command = rng.choice(["validate", "validate", "test", "predict", "fit", "fit"])
             yield Case(kind, number, _checkpoint(rng, sources.checkpoint, checkpoint), command)
+        elif kind == "options":
+            command = rng.choice(["fit", "fit", "fit", "validate", "test", "predict"])
+            yield Case(kind, number, json.dumps(options.words(rng, sources.options)).encode(), command)
         else:
             yield Case(kind, number, json.dumps(_expressions(rng)).encode())
 
@@ -277,7 +290,8 @@ def _expressions(rng: random.Random) -> list[str]:
 def judge(case: Case) -> Verdict:
     """Try a case in the working directory, where it may leave what it likes."""
     try:
-        verdict = _judge_expressions(case) if case.kind == "expression" else _judge_command(case)
+        judges = {"expression": _judge_expressions, "options": _judge_options}
+        verdict = judges.get(case.kind, _judge_command)(case)
     except BaseException as error:
         frame = error.__traceback__
         while frame and frame.tb_next:
@@ -307,17 +321,69 @@ def _judge_command(case: Case) -> Verdict:
         arguments = ["fit", f"--config={path}"]
     else:
         arguments = [case.command, *RUN, "--trainer.max_epochs=2", f"--ckpt_path={path}"]
+    with _until_built() if case.kind == "config" else contextlib.nullcontext():
+        return _run(arguments)
+
+
+@functools.cache
+def _trained() -> Path:
+    """A checkpoint of this process, for commands that need one."""
+    directory = Path(tempfile.mkdtemp(dir=Path.cwd()))
+    prepare(directory, with_options=False)
+    return directory / "lightning_logs/version_0/checkpoints/last.ckpt"
+
+
+def _enough(*_: object) -> None:
+    raise _Enough
+
+
+def _judge_options(case: Case) -> Verdict:
+    """Run a command with generated options, in a directory of its own, for some seconds."""
+    given = json.loads(case.content)
+    here, home = Path.cwd(), os.environ.get("HOME", "/")
+    checkpoint = _trained() if case.command != "fit" else None
+    with tempfile.TemporaryDirectory(dir=here, ignore_cleanup_errors=True) as directory:
+        os.chdir(directory)
+        os.environ["HOME"] = directory
+        Path("options.yaml").write_text("[1, 2")
+        Path("own_parts.py").write_text(options.OWN_PARTS)
+        sys.path.insert(0, directory)
+        sys.modules.pop("own_parts", None)
+        words = [case.command, *RUN, "--trainer.max_epochs=1", *given]
+        if checkpoint and not any(word.startswith("--ckpt_path") for word in given):
+            words.append(f"--ckpt_path={checkpoint}")
+        before = signal.signal(signal.SIGALRM, _enough)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        try:
+            verdict = _run(words)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if case.command == "fit" and verdict.outcome == "taken":
+                missing = options.without_effect(dict(word[2:].split("=", 1) for word in given), Path(directory))
+                if missing:
+                    raise RuntimeError(f"no effect: {missing}")
+            return verdict
+        except _Enough:
+            return Verdict("taken", f"at work after {SECONDS:g} s")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            os.environ["HOME"] = home
+            sys.path.remove(directory)
+            os.chdir(here)
+
+
+def _run(arguments: list[str]) -> Verdict:
+    """What comes of a command."""
     printed = io.StringIO()
     status: Any = 0
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(printed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with _until_built() if case.kind == "config" else contextlib.nullcontext():
-            try:
-                run_command(arguments)
-            except SystemExit as stopped:
-                status = stopped.code
-            except _Built:
-                pass
+        try:
+            run_command(arguments)
+        except SystemExit as stopped:
+            status = stopped.code
+        except _Built:
+            pass
     if status in (0, None):
         return Verdict("taken", "")
     text = str(status) if isinstance(status, str) else printed.getvalue()
@@ -343,8 +409,12 @@ def _until_built() -> Iterator[None]:
         Trainer.fit = fit  # type: ignore[method-assign]
 
 
-def prepare(directory: Path) -> Sources:
-    """Train for a moment, for a checkpoint to start from."""
+def prepare(directory: Path, with_options: bool = True) -> Sources:
+    """Train for a moment, for a checkpoint to start from.
+
+    Args:
+        with_options: List the options, too.
+    """
     here = Path.cwd()
     os.chdir(directory)
     try:
@@ -356,7 +426,25 @@ def prepare(directory: Path) -> Sources:
     extra = b"optimizer: {class_path: SGD, init_args: {lr: 0.1}}\ntrainer: {callbacks: [{class_path: Timer}]}\n"
     names = ("stages.yaml", "tutorial.yaml", "expressions.yaml")
     configs = [(CONFIGS / name).read_bytes() for name in names if (CONFIGS / name).exists()]
-    return Sources([*configs, extra], checkpoint)
+    return Sources([*configs, extra], checkpoint, _all_options() if with_options else [])
+
+
+def _all_options() -> list[str]:
+    """Names of all options that ``fit`` has, those of the classes of the default run among them."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run_command(["fit", "--print_config"])
+
+    def names(tree: Any, path: str = "") -> Iterator[str]:
+        for key, value in tree.items() if isinstance(tree, dict) else ():
+            if key not in ("class_path", "init_args"):
+                yield f"{path}{key}"
+            yield from names(value, path if key == "init_args" else f"{path}{key}.")
+
+    found = list(names(yaml.safe_load(printed.getvalue())))
+    groups = {name.partition(".")[0] for name in found if "." in name}
+    return [name for name in found if name not in groups and name not in LEFT_OUT]
 
 
 def _work(pipe: Connection, judge: Judge) -> None:

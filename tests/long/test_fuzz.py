@@ -11,7 +11,7 @@ from tests.long.generated import FINDING, cases, fuzz, prepare
 pytestmark = pytest.mark.long
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "1000"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
-SHARES = {"config": 0.2, "checkpoint": 0.2, "expression": 0.6}
+SHARES = {"options": 0.4, "config": 0.1, "checkpoint": 0.1, "expression": 0.4}
 
 
 @pytest.mark.parametrize("kind", SHARES)

@@ -47,6 +47,15 @@ def assert_same(one, other):
         assert torch.equal(left, right)
 
 
+def test_a_stage_without_a_share_is_never_drawn(monkeypatch):
+    """Nor where shares that add up to 1 are a little less in float32."""
+    one = stream()
+    one._mixture.copy_(torch.tensor([0.0, 1 - 2e-7, 0.0]))
+    for uniform in (2.0**-24, 1 - 2.0**-24):
+        monkeypatch.setattr("toolagent_pl.problems.stream.random_uniform", lambda *_, u=uniform: torch.full((24,), u))
+        assert one.batch(0).stage.tolist() == [1] * 24
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_ranks_share_the_batches_of_one(ranks):
     parts = [list(stream(rank=rank, ranks=ranks)) for rank in range(ranks)]

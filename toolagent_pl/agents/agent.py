@@ -109,11 +109,13 @@ class Agent(nn.Module, ABC):
     Attributes:
         actions: int64 ``[A]``, the tokens that may be chosen.
         told_stage: Whether the agent knows stages by their positions, and so can act only on those it is built for.
+        most_digits: Digits of the largest operand that it can be told; None for an agent that reads any.
         has_critic: Whether it has values, which some algorithms need.
     """
 
     actions: Tensor
     told_stage = False
+    most_digits: int | None = None
     has_critic = True
 
     def __init__(self, spec: EnvSpec, actions: Sequence[str] | None = None) -> None:

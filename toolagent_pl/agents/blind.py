@@ -38,6 +38,7 @@ class BlindAgent(Agent):
     """
 
     told_stage = True
+    most_digits = 1
 
     def __init__(
         self, spec: EnvSpec, d: int = 96, actions: Sequence[str] | None = None, context: Context = "problem"

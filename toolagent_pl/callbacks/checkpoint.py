@@ -26,8 +26,9 @@ class Question(NamedTuple):
 class Checkpoint(LightningCheckpoint):
     """Keeps ``last.ckpt``, from which a run goes on as if it had never stopped.
 
-    It is written every few batches and at the end of training. On SIGTERM, SIGUSR1 (sent by SLURM before
-    it takes a machine away) and Ctrl-C it is written after the batch under way, and the process ends with
+    It is written every few batches and at the end of training; where that falls into the middle of an epoch, it holds
+    the state after the last batch, since an epoch that was cut short has not ended. On SIGTERM, SIGUSR1 (sent by SLURM
+    before it takes a machine away) and Ctrl-C it is written after the batch under way, and the process ends with
     128 plus the number of the signal. A second signal ends it at once. Of several ranks it is enough if one
     gets the signal: all of them stop after the same batch, one or two later.
 
@@ -45,6 +46,7 @@ class Checkpoint(LightningCheckpoint):
         self.every_n_batches = every_n_batches
         self.dirpath = None if dirpath is None else Path(dirpath).expanduser()
         self.last_path: Path | None = None
+        self._unsaved = False  # whether anything was done since the last checkpoint
         self._signal = 0
         self._ranks: distributed.ProcessGroup | None = None
         self._question: Question | None = None
@@ -58,6 +60,7 @@ class Checkpoint(LightningCheckpoint):
         """Write ``last.ckpt``."""
         assert self.last_path is not None
         trainer.save_checkpoint(self.last_path, weights_only=False)
+        self._unsaved = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to signals. Lightning puts back the handlers that were there when the run ends."""
@@ -97,13 +100,41 @@ class Checkpoint(LightningCheckpoint):
             self.save_now(trainer)
             raise SystemExit(128 + told)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Something is being done that is not saved."""
+        self._unsaved = True
+
+    on_validation_start = on_train_batch_start
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Save if it is time, or if the run is told to stop."""
+        """Save if it is time, or if the run is told to stop, or comes to an end before the epoch does.
+
+        Raises:
+            StopIteration: Where the run is to end in the middle of an epoch. Lightning would validate first, and so add
+                points to the curves that a run has not that is not stopped here.
+        """
         assert isinstance(pl_module, ToolAgent)
-        if pl_module.batches_seen % self.every_n_batches == 0:
+        limit = trainer.max_steps
+        cut = not pl_module.epoch_is_whole and (trainer.should_stop or 0 <= limit <= trainer.global_step)
+        due = pl_module.batches_seen % self.every_n_batches == 0
+        if cut or (due and not pl_module.epoch_is_whole):
             self.save_now(trainer)
         self._stop_if_told(trainer)
+        if cut:
+            raise StopIteration
         self._ask()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if that was due at the last batch.
+
+        Then all that comes with that batch is done, and what the checkpoint does not know of comes with later ones:
+        a curve would have points twice after a kill between a validation and the end of the epoch. Lightning calls
+        this after the hooks of the module and of all other callbacks.
+        """
+        assert isinstance(pl_module, ToolAgent)
+        if pl_module.epoch_is_whole and pl_module.batches_seen % self.every_n_batches == 0:
+            self.save_now(trainer)
+            self._unsaved = True  # that the epoch has ended
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Stop if told; the resumed run repeats the validation. Several ranks stop in the next update.
@@ -115,7 +146,8 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what training ended with, and stop if told."""
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        assert isinstance(pl_module, ToolAgent)
+        if self._unsaved and pl_module.epoch_is_whole and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.save_now(trainer)
         told = self._told()
         if not told:

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from toolagent_pl.metrics import log_metrics
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
 
@@ -55,7 +56,6 @@ class CurriculumCallback(Callback):
         self.entries: list[list[int]] = []  # positions in the data's list of stages
         self.entry = 0
         self.epochs = 0  # finished in this entry
-        self.seen = 0  # batches, when an epoch was last counted
 
     @property
     def stage(self) -> int:
@@ -116,10 +116,9 @@ class CurriculumCallback(Callback):
         """Log the stage, and go on if it is time. All ranks decide alike: validation is synchronised."""
         assert isinstance(pl_module, ToolAgent)
         data = _data(trainer)
-        if pl_module.batches_seen == self.seen or pl_module.batches_seen % data.batches_per_epoch:
-            return  # going on after a stop, Lightning ends an epoch again; or this one was cut short, and goes on later
-        self.seen = pl_module.batches_seen
-        pl_module.log("train/stage", float(self.stage))
+        if not pl_module.epoch_is_whole:
+            return
+        log_metrics(trainer, {"train/stage": float(self.stage)}, pl_module.batches_seen - 1)
         self.epochs += 1
         accuracy = trainer.callback_metrics.get(f"val/{data.stages.names[self.stage]}_accuracy")
         if self.advance_at is not None and accuracy is not None and accuracy >= self.advance_at:
@@ -144,7 +143,7 @@ class CurriculumCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the list the run is."""
-        return {name: getattr(self, name) for name in ("entry", "epochs", "seen")}
+        return {"entry": self.entry, "epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there.
@@ -152,10 +151,10 @@ class CurriculumCallback(Callback):
         Raises:
             ValueError: If it is no such state.
         """
-        counts = [state_dict[name] for name in ("entry", "epochs", "seen")]
+        counts = [state_dict["entry"], state_dict["epochs"]]
         if any(type(count) is not int or count < 0 for count in counts):
             raise ValueError(f"the curriculum is at {state_dict!r}")
-        self.entry, self.epochs, self.seen = counts
+        self.entry, self.epochs = counts
 
 
 def _data(trainer: Trainer) -> ProblemDataModule:

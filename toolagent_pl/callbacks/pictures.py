@@ -29,21 +29,23 @@ class Pictures(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw if it is time."""
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._draw(trainer, pl_module)
+        assert isinstance(pl_module, ToolAgent)
+        due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and pl_module.epoch_is_whole:
+            self._draw(trainer, pl_module, pl_module.batches_seen - 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the agent that training ended with."""
-        self._draw(trainer, pl_module)
+        assert isinstance(pl_module, ToolAgent)
+        self._draw(trainer, pl_module, pl_module.batches_seen)
 
     @torch.no_grad()
-    def _draw(self, trainer: Trainer, module: LightningModule) -> None:
+    def _draw(self, trainer: Trainer, module: ToolAgent, step: int) -> None:
         loggers = media_loggers(trainer)
         if not loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         from toolagent_pl import figures  # matplotlib takes half a second to load
 
-        assert isinstance(module, ToolAgent)
         stages = Stages(module.stages.stages[: module.trained_stages], module.stages.vocabulary.tools)
         problems = FixedProblems(stages, Purpose.PREDICT, self.per_stage, self.per_stage, device=module.device)
         rollouts = [module.act(batch) for batch in problems]
@@ -56,4 +58,4 @@ class Pictures(Callback):
             drawn[f"episodes/{name}"] = figures.episode(rollout, module.env)
         for logger in loggers:
             for name, figure in drawn.items():
-                log_figure(logger, name, figure, module.batches_seen)
+                log_figure(logger, name, figure, step)

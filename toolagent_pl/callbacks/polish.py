@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from toolagent_pl.callbacks.curriculum import CurriculumCallback
+from toolagent_pl.metrics import log_metrics
 from toolagent_pl.module import ToolAgent
 
 COST_ENDS_AT = 0.8  # share of the polishing after which a step costs only a quarter
@@ -81,7 +82,9 @@ class Polish(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, or end. All ranks decide alike: validation is synchronised."""
         assert isinstance(pl_module, ToolAgent)
-        pl_module.log("train/polishing", float(self.since is not None))
+        if not pl_module.epoch_is_whole:
+            return
+        log_metrics(trainer, {"train/polishing": float(self.since is not None)}, pl_module.batches_seen - 1)
         if self.since is not None:
             if self.anneal and pl_module.batches_seen - self.since >= self.batches:
                 rank_zero_info(f"Polished after {pl_module.batches_seen} batches.")

@@ -55,6 +55,6 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print it."""
         assert isinstance(pl_module, ToolAgent)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and pl_module.epoch_is_whole:
             shown = ", ".join(f"{name} {value}" for name, value in headline(trainer).items())
             print(f"epoch {trainer.current_epoch}, step {pl_module.batches_seen}: {shown}", flush=True)

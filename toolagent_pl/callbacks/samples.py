@@ -48,7 +48,7 @@ class SampleEpisodes(Callback):
         assert isinstance(pl_module, ToolAgent)
         for sample in sample_episodes(pl_module, self.per_stage):
             for logger in loggers:
-                log_lines(logger, f"samples/{sample[0].stage}", [*map(str, sample)], pl_module.batches_seen)
+                log_lines(logger, f"samples/{sample[0].stage}", [*map(str, sample)], pl_module.batches_seen - 1)
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -89,9 +89,13 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Append the episodes of a batch."""
         assert isinstance(pl_module, ToolAgent)
-        with self.target(trainer).open("a") as file:
-            for episode in episodes(prediction, pl_module.env, pl_module.stages.names):
-                file.write(json.dumps(episode.as_dict()) + "\n")
+        path = self.target(trainer)
+        try:
+            with path.open("a") as file:
+                for episode in episodes(prediction, pl_module.env, pl_module.stages.names):
+                    file.write(json.dumps(episode.as_dict()) + "\n")
+        except OSError as error:  # of a full disk, which does not say which file it is about
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the predictions are."""

@@ -71,7 +71,7 @@ class StopWhenSolved(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the test if validation is good enough. All ranks see the same numbers and decide alike."""
         assert isinstance(pl_module, ToolAgent)
-        if self.accuracy is None:
+        if self.accuracy is None or not pl_module.epoch_is_whole:
             return
         names = pl_module.stages.names[: pl_module.trained_stages]
         for name in names:

@@ -66,6 +66,7 @@ class Throughput(Callback):
                 "throughput/episodes_per_second": problems / self._seconds,
                 "throughput/mfu": rate * pl_module.agent.flop_per_token() / peak,
             },
+            pl_module.batches_seen - 1,
         )
         self._seconds, self._problems, self._actions = 0.0, 0, 0
         self._since = time.perf_counter()

@@ -6,6 +6,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from toolagent_pl.problems import Problems, Stages
 from toolagent_pl.tools import TOOLS, Tool, Vocabulary
@@ -177,6 +178,47 @@ def execute(env: Env[S], problems: Problems, actions: Tensor) -> list[S]:
     for action in actions.T.contiguous():
         states.append(env.step(states[-1], action))
     return states
+
+
+def check_rows(owner: object, method: str, name: str, tree: Any, size: int) -> None:
+    """Refuse what a class of one's own returned, unless it is made of tensors with a row for each problem.
+
+    Rows are taken out of it and put back, wherever episodes have ended.
+
+    Raises:
+        TypeError: Names class and method, and what is expected.
+    """
+    where = f"{type(owner).__name__}.{method}"
+    for leaf in tree_leaves(tree):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{where}: got {type(leaf).__name__} in {name}, expected tensors only")
+        if not leaf.ndim or leaf.shape[0] != size:
+            raise TypeError(
+                f"{where}: got shape {list(leaf.shape)} in {name}, expected a first dimension of {size}, the batch"
+            )
+
+
+def check_kept(owner: object, method: str, name: str, tree: Any, before: Any) -> None:
+    """Refuse a state of another form than the one before.
+
+    Raises:
+        TypeError: Names class and method, and what is expected.
+    """
+    where = f"{type(owner).__name__}.{method}"
+    now, then = tree_leaves(tree), tree_leaves(before)
+    if type(tree) is not type(before) or len(now) != len(then):
+        raise TypeError(f"{where}: got {type(tree).__name__} for {name}, expected {type(before).__name__} as before")
+    for leaf, one in zip(now, then, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{where}: got {type(leaf).__name__} in {name}, expected tensors only")
+        if leaf.shape != one.shape or leaf.dtype != one.dtype:
+            got, expected = (f"{str(x.dtype).removeprefix('torch.')} of shape {list(x.shape)}" for x in (leaf, one))
+            raise TypeError(f"{where}: got {got} in {name}, expected {expected} as before")
+
+
+def float_kind(value: Any) -> torch.dtype:
+    """The type of a tensor of floating point, which differs with the precision of a run; float32 for all else."""
+    return value.dtype if isinstance(value, Tensor) and value.is_floating_point() else torch.float32
 
 
 def check_returned(

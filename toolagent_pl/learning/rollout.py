@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_map
 
 from toolagent_pl.agents import Agent, Evaluation, Policy, Rollout
 from toolagent_pl.agents.agent import evaluate, masked
-from toolagent_pl.envs import Env, Observation
-from toolagent_pl.envs.env import check_returned
+from toolagent_pl.envs import Env, Observation, Outcome
+from toolagent_pl.envs.env import check_kept, check_returned, check_rows, float_kind
 from toolagent_pl.problems import Problems
 from toolagent_pl.randomness import Purpose, random_uniform
 from toolagent_pl.tools import PADDING, Token
@@ -93,16 +93,23 @@ def _collect(
         noise = random_uniform(seed, Purpose.ACTION, episode * MOST_STEPS + steps)  # [T, N]
     cache = agent.prefill(problems)
     state = env.reset(problems)
+    checked = not torch.compiler.is_compiling()
+    if checked:
+        check_rows(agent, "prefill", "the cache", cache, size)
+        check_rows(env, "reset", "the state", state, size)
     final = state  # of all episodes; those that have ended are dropped from ``state``
     rows: Tensor | None = None  # which episodes are in ``state``, None for all
     previous = torch.full_like(problems.stage, Token.CTX)
-    drop = device.type == "cpu" and not continue_after_done and not torch.compiler.is_compiling()
+    drop = device.type == "cpu" and not continue_after_done and checked
     record = _Record(size)
     for t in range(horizon):
         observation = env.observe(state)
-        policy, cache = agent.decode(cache, previous, observation)
-        if t == 0 and not torch.compiler.is_compiling():
-            check_policy(agent, policy, size)
+        if t == 0 and checked:
+            check_observation(env, observation, size)
+        decided = agent.decode(cache, previous, observation)
+        if t == 0 and checked:
+            check_decided(agent, decided, size)
+        policy, cache = decided
         if given is not None:
             action = _at(given[t], rows)
         elif noise is None:
@@ -112,9 +119,10 @@ def _collect(
         token = agent.actions.index_select(0, action)
         running = ~(state.terminated | state.truncated)
         record.add(rows, *observation, previous, action, token, running, policy.logits, policy.value)
-        state = env.step(state, token)
+        before, state = state, env.step(state, token)
         previous = token
-        if t == 0 and not torch.compiler.is_compiling():
+        if t == 0 and checked:
+            check_kept(env, "step", "the state", state, before)
             check_returned(env, "step", "terminated", state.terminated, torch.bool, [size])
             check_returned(env, "step", "truncated", state.truncated, torch.bool, [size])
             check_returned(env, "step", "steps", state.steps, torch.int64, [size])
@@ -130,6 +138,9 @@ def _collect(
     final = _put(final, state, rows)
 
     flags, places, previous, action, token, running, logits, value = record.steps()
+    outcome = env.outcome(final)
+    if checked:
+        check_outcome(env, outcome, size)
     judged = evaluate(Policy(logits, value), action)
     evaluation = Evaluation(*(None if x is None else record.whole(x) for x in judged))  # type: ignore[arg-type]
     rollout = Rollout(
@@ -145,7 +156,7 @@ def _collect(
         terminated=final.terminated,
         truncated=final.truncated,
         idle=final.idle,
-        outcome=env.outcome(final),
+        outcome=outcome,
     )
     return rollout, evaluation
 
@@ -212,15 +223,45 @@ def visible_actions(rollout: Rollout) -> Tensor:
     return rollout.tokens.masked_fill(~rollout.mask, PADDING).T
 
 
-def check_policy(agent: Agent, policy: Policy, size: int) -> None:
-    """Refuse what an agent's ``decode`` returned, unless it has the shapes of ``Policy``.
+def check_observation(env: Env[Any], observation: Any, size: int) -> None:
+    """Refuse what an environment's ``observe`` returned, unless it has the shapes of ``Observation``.
 
     Raises:
         TypeError: Names the class, what it returned, and what is expected.
     """
+    if not isinstance(observation, Observation):
+        raise TypeError(f"{type(env).__name__}.observe: got {type(observation).__name__}, expected an Observation")
+    check_returned(env, "observe", "flags", observation.flags, float_kind(observation.flags), [size, env.flags])
+    check_returned(env, "observe", "places", observation.places, torch.int64, [size, env.places])
+
+
+def check_outcome(env: Env[Any], outcome: Any, size: int) -> None:
+    """Refuse what an environment's ``outcome`` returned, unless it has the shapes of ``Outcome``.
+
+    Raises:
+        TypeError: Names the class, what it returned, and what is expected.
+    """
+    if not isinstance(outcome, Outcome):
+        raise TypeError(f"{type(env).__name__}.outcome: got {type(outcome).__name__}, expected an Outcome")
+    for name, value in zip(outcome._fields, outcome, strict=True):
+        kind = torch.int64 if name in ("answer", "steps") else torch.bool
+        check_returned(env, "outcome", name, value, kind, [size])
+
+
+def check_decided(agent: Agent, decided: Any, size: int) -> None:
+    """Refuse what an agent's ``decode`` returned, unless it is a ``Policy`` of the right shapes, and a cache.
+
+    Raises:
+        TypeError: Names the class, what it returned, and what is expected.
+    """
+    if not isinstance(decided, tuple) or isinstance(decided, Policy) or len(decided) != 2:
+        got = type(decided).__name__
+        raise TypeError(f"{type(agent).__name__}.decode: got {got}, expected a Policy and a cache")
+    policy, cache = decided
+    check_rows(agent, "decode", "the cache", cache, size)
     if not isinstance(policy, Policy):
         raise TypeError(f"{type(agent).__name__}.decode: got {type(policy).__name__}, expected a Policy and a cache")
-    kind = policy.logits.dtype if isinstance(policy.logits, Tensor) else torch.float32
+    kind = float_kind(policy.logits)
     check_returned(agent, "decode", "logits", policy.logits, kind, [size, len(agent.actions)])
     if policy.value is not None:
         check_returned(agent, "decode", "value", policy.value, kind, [size])

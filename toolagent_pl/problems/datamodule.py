@@ -69,9 +69,14 @@ class ProblemDataModule(LightningDataModule):
             that trains.
         seed: Seed of the training problems.
 
+    Attributes:
+        most_tested: Most problems of each stage to test on, by a sample where there are more; None for no limit.
+
     Raises:
         ValueError: If a stage is unknown or a number is out of range.
     """
+
+    most_tested: int | None = None
 
     def __init__(
         self,
@@ -123,8 +128,10 @@ class ProblemDataModule(LightningDataModule):
         stream.mixture = self._mixture
         return stream
 
-    def _fixed(self, stages: Stages, purpose: Purpose, per_stage: int, whole: bool = False) -> FixedProblems:
-        return FixedProblems(stages, purpose, per_stage, self.eval_batch_size, whole, *self._place())
+    def _fixed(
+        self, stages: Stages, purpose: Purpose, per_stage: int, whole: bool = False, most: int | None = None
+    ) -> FixedProblems:
+        return FixedProblems(stages, purpose, per_stage, self.eval_batch_size, whole, *self._place(), most)
 
     def check_split(self, ranks: int) -> None:
         """Refuse a number of ranks that cannot share a batch evenly.
@@ -167,7 +174,7 @@ class ProblemDataModule(LightningDataModule):
 
     def test_dataloader(self) -> FixedProblems:
         """Every problem of the stages that can be enumerated, a fixed sample of the others, unseen ones among them."""
-        return self._fixed(self.tested_stages, Purpose.TEST, self.test_problems, whole=True)
+        return self._fixed(self.tested_stages, Purpose.TEST, self.test_problems, whole=True, most=self.most_tested)
 
     def predict_dataloader(self) -> FixedProblems:
         """A fixed sample of every stage that is trained on."""

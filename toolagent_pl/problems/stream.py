@@ -88,8 +88,10 @@ class ProblemStream(IterableDataset[Problems]):
         first = position * self.batch_size + self.rank * share
         number = torch.arange(first, first + share, device=self.device)
         uniform, stage = random_uniform(self.seed, Purpose.STAGE, number), torch.zeros_like(number)
-        for share in self._mixture.cumsum(0)[:-1].tolist():  # as numbers: to copy a tensor, a GPU is waited for
-            stage += uniform > share
+        shares = self._mixture.tolist()  # numbers: to copy a tensor, a GPU is waited for
+        last = max(i for i, share in enumerate(shares) if share)  # what comes behind it is not drawn, by no rounding
+        for bound in self._mixture.cumsum(0)[:last].tolist():
+            stage += uniform > bound
         return self.stages.draw(number, stage, self.seed, Purpose.PROBLEM, held_out=False)
 
     def __iter__(self) -> Iterator[Problems]:
@@ -110,6 +112,7 @@ class FixedProblems:
         per_stage: Most problems of each stage.
         batch_size: Most problems in a batch of one rank. A batch never mixes stages.
         whole: Take all problems of stages small enough to be enumerated, those that are trained on among them.
+        most: With ``whole``, problems of a stage above which a sample is taken; None for as many as can be enumerated.
         rank: This rank, from 0; the ranks share the problems, none twice.
         ranks: How many ranks there are.
         device: Where the problems are made.
@@ -128,6 +131,7 @@ class FixedProblems:
         rank: int = 0,
         ranks: int = 1,
         device: torch.device | str = "cpu",
+        most: int | None = None,
     ) -> None:
         if not 1 <= batch_size <= LARGEST_BATCH:
             raise ValueError(f"data.eval_batch_size: got {batch_size}, expected at least 1 and at most {LARGEST_BATCH}")
@@ -136,10 +140,15 @@ class FixedProblems:
             raise ValueError(f"{option}: got {per_stage}, expected at least 1 and at most {LARGEST_BATCH}")
         self.stages, self.device = stages.to(device), torch.device(device)
         self.purpose, self.per_stage, self.batch_size, self.whole = purpose, per_stage, batch_size, whole
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.most = rank, ranks, most
+
+    def _all_of(self, stage: int) -> int | None:
+        """How many problems a stage has, where all of them are taken."""
+        size = self.stages.size(stage) if self.whole else None
+        return size if size and (self.most is None or size <= self.most) else None
 
     def _numbers(self, stage: int) -> Tensor:
-        size = (self.stages.size(stage) if self.whole else None) or self.per_stage
+        size = self._all_of(stage) or min(self.per_stage, self.most or self.per_stage)
         return torch.arange(self.rank, max(self.rank, size), self.ranks, device=self.device)
 
     def __len__(self) -> int:
@@ -150,7 +159,7 @@ class FixedProblems:
             for number in self._numbers(stage).split(self.batch_size):
                 if not len(number):
                     continue
-                if self.whole and self.stages.size(stage):
+                if self._all_of(stage):
                     yield self.stages.all_problems(stage, number)
                 else:
                     positions = torch.full_like(number, stage)
