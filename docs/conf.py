@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 from toolagent_pl import __version__
 
 project = "toolagent_pl"
@@ -33,3 +35,13 @@ autodoc_typehints_description_target = "documented"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+
+
+def setup(app: Sphinx) -> None:
+    """Leave out what Python says of the fields of named tuples: the docstrings of their classes say more."""
+    app.connect(
+        "autodoc-skip-member",
+        lambda _app, _what, _name, member, skip, _options: (
+            skip or (getattr(member, "__doc__", None) or "").startswith("Alias for field number")
+        ),
+    )
