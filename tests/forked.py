@@ -18,13 +18,14 @@ def _run(directory: str, output: str, args: list[str], variables: dict[str, str]
     os.chdir(directory)
     os.environ.update(variables)
     sys.path.insert(0, directory)
+    sys.argv = ["toolagent_pl", *args]
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
 
     from toolagent_pl.cli import main
 
-    main(args)
+    main()
 
 
 class Forked:
