@@ -1,4 +1,4 @@
-"""Settings of the pages: sphinx-build -W -b html docs docs/_build."""
+"""Settings of the pages: sphinx-build -W -b html docs docs/_build/html."""
 
 import os
 import sys
