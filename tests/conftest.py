@@ -1,33 +1,50 @@
 import os
 from pathlib import Path
 
+# The tensors are small; more threads only wait for each other, above all on a busy machine. For processes, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings
 
+from toolagent_pl.callbacks import Pictures
 from toolagent_pl.cli import main
 
 # The same examples in each run, and no deadline: a busy machine must not turn a test red.
 settings.register_profile("toolagent", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("toolagent")
 
-torch.set_num_threads(1)  # the tensors are small; more threads only wait for each other, above all on a busy machine
+torch.set_num_threads(1)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BLIND = f"--config={CONFIGS / 'stages.yaml'}"  # an agent and stages that are quick to train and to test
 SHORT = [BLIND, "--trainer.max_epochs=1", "--data.batches_per_epoch=2", "--data.val_problems=20"]
 SHORT += ["--trainer.accelerator=cpu"]
 ONE_STAGE = ["--data.stages=[T0]", "--model.env.max_steps=3"]  # small: its test has 1,000 problems
+TRAINED = [BLIND, "--model.agent.d=24", "--trainer.accelerator=cpu"]  # narrow: its test has 111,000 problems
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """Drawing takes a third of a short run. A test that uses the fixture ``pictures`` draws."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(Pictures, "on_train_end", lambda *_: None)
+
+
+@pytest.fixture
+def pictures():
+    """Runs draw their pictures."""
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The directory of a short run."""
+    """The directory of a short run with the options ``TRAINED``."""
     directory = tmp_path_factory.mktemp("trained")
     here = Path.cwd()
     os.chdir(directory)
     try:
-        main(["fit", *SHORT, "--trainer.log_every_n_steps=1", "--data.batch_size=64"])
+        main(["fit", *SHORT, *TRAINED, "--trainer.log_every_n_steps=1", "--data.batch_size=64"])
     finally:
         os.chdir(here)
     return directory / "lightning_logs" / "version_0"

@@ -8,18 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import BLIND, SHORT
+from tests.conftest import SHORT, TRAINED
 from toolagent_pl.checkpoint_io import _check_storages
 from toolagent_pl.cli import main
 
 COMMANDS = ["fit", "validate", "test", "predict"]
-OPTIONS = [
-    BLIND,
-    "--trainer.accelerator=cpu",
-    "--data.batch_size=64",
-    "--data.batches_per_epoch=2",
-    "--data.val_problems=20",
-]
+OPTIONS = [*TRAINED, "--data.batch_size=64", "--data.batches_per_epoch=2", "--data.val_problems=20"]
 SENTINEL = "sentinel"
 
 
@@ -206,7 +200,7 @@ def test_going_on_does_not_delete_what_a_checkpoint_names(checkpoint):
     state = {"dirpath": str(precious.parent), "last_model_path": str(precious), "best_model_path": str(precious)}
     checkpoint["callbacks"]["Checkpoint"] = state
     torch.save(checkpoint, precious.parent / "last.ckpt")
-    main(["fit", *SHORT, "--data.batch_size=64", "--trainer.max_epochs=2", "--ckpt_path=last"])
+    main(["fit", *SHORT, *TRAINED, "--data.batch_size=64", "--trainer.max_epochs=2", "--ckpt_path=last"])
     assert precious.read_text() == "mine"
 
 

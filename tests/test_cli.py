@@ -13,7 +13,7 @@ import yaml
 from lightning.fabric.accelerators import MPSAccelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import BLIND, CONFIGS, ONE_STAGE, SHORT
+from tests.conftest import BLIND, CONFIGS, ONE_STAGE, SHORT, TRAINED
 from toolagent_pl.cli import main
 
 
@@ -73,14 +73,17 @@ def test_every_option_is_spelled_out(capsys, config):
     assert left_out == set()
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
-def test_every_configuration_runs(config):
+RUN_AS_THEY_ARE = ("stages.yaml", "tutorial.yaml")  # by test_fit.py
+
+
+@pytest.mark.parametrize("name", sorted({path.name for path in CONFIGS.glob("*.yaml")} - set(RUN_AS_THEY_ARE)))
+@pytest.mark.usefixtures("pictures")
+def test_every_configuration_runs(name):
     options = ["--trainer.devices=1", "--trainer.strategy=auto", "--trainer.precision=32-true", *SHORT[1:]]
     options += ["--data.batch_size=64", "--data.test_problems=100", "--samples.per_stage=1", "--pictures.per_stage=5"]
-    if config.name not in ("stages.yaml", "tutorial.yaml"):  # the stages with 10,000 and 100,000 problems take long
-        options += ["--data.stages=[T0,E2]", "--data.unseen=[E3]", "--curriculum.stages=[E2]"]
-        options += ["--curriculum.ent_targets=null"]
-    main(["fit", "--config", str(config), *options])
+    options += ["--data.stages=[T0,E2]", "--data.unseen=[E3]", "--curriculum.stages=[E2]"]
+    options += ["--curriculum.ent_targets=null"]
+    main(["fit", "--config", str(CONFIGS / name), *options])
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()
 
 
@@ -324,16 +327,16 @@ def test_a_truncated_checkpoint_is_refused(capsys, trained):
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(capsys, trained):
     checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
-    checkpoint["state_dict"]["agent.embedding.weight"] = torch.zeros(20, 96)
+    checkpoint["state_dict"]["agent.embedding.weight"] = torch.zeros(20, 24)
     torch.save(checkpoint, "other.ckpt")
-    message = error_of(capsys, "test", BLIND, "--trainer.accelerator=cpu", "--ckpt_path=other.ckpt")
-    assert "ckpt_path: got a checkpoint with [20, 96] for agent.embedding.weight, expected [18, 96]" in message
+    message = error_of(capsys, "test", *TRAINED, "--ckpt_path=other.ckpt")
+    assert "ckpt_path: got a checkpoint with [20, 24] for agent.embedding.weight, expected [18, 24]" in message
 
 
 def test_a_run_writes_curves_samples_hyperparameters_and_its_configuration(trained):
     assert (trained / "checkpoints" / "last.ckpt").is_file()
     assert (trained / "config.yaml").is_file()
-    assert "model.agent.init_args.d: 96" in (trained / "hparams.yaml").read_text()
+    assert "model.agent.init_args.d: 24" in (trained / "hparams.yaml").read_text()
     events = EventAccumulator(str(trained))
     events.Reload()
     scalars = set(events.Tags()["scalars"])
@@ -357,12 +360,12 @@ def test_a_run_says_how_fast_it_is(trained):
     for tokens, episodes, mfu, length in zip(*map(events.Scalars, names), strict=True):
         assert tokens.value / episodes.value == pytest.approx(length.value, rel=1e-4)
         # 6 FLOP for each weight: three recurrent matrices, and the heads for six actions and the value.
-        peak = tokens.value * 6 * (3 * 96 * 96 + 7 * 96) / mfu.value
+        peak = tokens.value * 6 * (3 * 24 * 24 + 7 * 24) / mfu.value
         assert 1e9 < peak < 1e14
 
 
 def test_predict_writes_one_json_object_a_problem(trained):
-    main(["predict", BLIND, "--trainer.accelerator=cpu", f"--ckpt_path={trained}/checkpoints/last.ckpt"])
+    main(["predict", *TRAINED, f"--ckpt_path={trained}/checkpoints/last.ckpt"])
     lines = (trained / "checkpoints" / "last.predictions.jsonl").read_text().splitlines()
     assert len(lines) == 300
     keys = {"stage", "expression", "operands", "target", "plan", "values", "answer", "correct", "steps"}
@@ -377,7 +380,7 @@ def test_predict_writes_one_json_object_a_problem(trained):
 
 def test_validate_and_test_report_accuracies_of_a_checkpoint(capsys, trained):
     for command, prefix in (("validate", "val"), ("test", "test")):
-        main([command, BLIND, "--trainer.accelerator=cpu", f"--ckpt_path={trained}/checkpoints/last.ckpt"])
+        main([command, *TRAINED, f"--ckpt_path={trained}/checkpoints/last.ckpt"])
         assert f"{prefix}/T0_accuracy" in capsys.readouterr().out
 
 

@@ -1,9 +1,6 @@
 """Two ranks on the CPU do what one rank does."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import BLIND, CONFIGS
+from tests.conftest import BLIND
+from tests.forked import start_ranks
 
 CALLBACK = """
 import os
@@ -57,29 +55,16 @@ def train(directory: Path, ranks: int, *options: str, kill_at: int = -1) -> list
     """What each rank ends with after six batches in three epochs, the curriculum moving on after each."""
     directory.mkdir(exist_ok=True)
     (directory / "dump.py").write_text(CALLBACK)
-    command = [
-        sys.executable,
-        "-m",
-        "toolagent_pl",
-        "fit",
-        BLIND,
-        "--trainer.accelerator=cpu",
-        f"--trainer.devices={ranks}",
-    ]
-    command += [f"--trainer.strategy={'ddp' if ranks > 1 else 'auto'}", "--trainer.callbacks=dump.Dump"]
+    command = ["fit", BLIND, "--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.callbacks=dump.Dump"]
     command += ["--trainer.max_epochs=3", "--data.batches_per_epoch=2", "--data.val_problems=101"]
     command += ["--curriculum.every_n_epochs=1", "--curriculum.advance_at=null", "--trainer.log_every_n_steps=2"]
     command += ["--checkpoint.every_n_batches=3", "--polish.at=null", "--solved.accuracy=null"]
     command += ["--data.stages=[T0,T1]", "--model.env.max_steps=4", "--model.algorithm.ent_target=1.2"]
-    environment = {**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{CONFIGS.parent}", "OMP_NUM_THREADS": "1"}
-    environment["KILL_AT"] = str(kill_at)
-    run = subprocess.run(
-        [*command, *options], cwd=directory, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    for process in start_ranks(directory, ranks, [*command, *options], KILL_AT=str(kill_at)):
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == (-signal.SIGKILL if kill_at >= 0 else 0), output[-3000:]
     if kill_at >= 0:
-        assert run.returncode == -signal.SIGKILL, run.stderr[-3000:]
         return []
-    assert run.returncode == 0, run.stderr[-3000:]
     return [Rank(*torch.load(directory / f"rank{rank}.pt", weights_only=False)) for rank in range(ranks)]
 
 

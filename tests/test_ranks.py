@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from tests.conftest import CONFIGS
-from tests.test_resume import OPTIONS, batches_of, last, same, start, wait_for_step
+from tests.forked import start_ranks
+from tests.test_resume import OPTIONS, batches_of, last, same, wait_for_step
 from toolagent_pl import ranks
 from toolagent_pl.callbacks import CurriculumCallback, Polish, RanksAgree
 from toolagent_pl.callbacks.agreement import RanksDisagreeError
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.torchrun import check_restarts
 
-TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.log_every_n_steps=1000"]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.logger=false"]
 CALLBACKS = """
 import os
 import signal
@@ -47,6 +48,14 @@ class OtherWeights(Callback):
 """
 
 
+def start(directory: Path, *options: str) -> subprocess.Popen[str]:
+    """As anyone starts it, in an interpreter of its own, which starts the other rank."""
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)}
+    command = [sys.executable, "-m", "toolagent_pl", "fit", *OPTIONS, *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=directory, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
 def family(process: subprocess.Popen[str]) -> list[int]:
     """A run's main process and the ranks that it started."""
     found = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
@@ -71,9 +80,9 @@ def assert_stopped(process: subprocess.Popen[str], pids: list[int], number: int)
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("uninterrupted")
-    process = start(directory, *TWO)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    for process in start_ranks(directory, 2, ["fit", *OPTIONS, "--trainer.logger=false"]):
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
     return directory
 
 
@@ -104,7 +113,7 @@ def test_torchrun_brings_back_a_run_whose_rank_was_killed(tmp_path, uninterrupte
     (tmp_path / "callbacks.py").write_text(CALLBACKS)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=1", "--standalone"]
     command += ["-m", "toolagent_pl", "fit", *OPTIONS, *TWO, "--ckpt_path=auto"]
-    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)}
     run = subprocess.run(
         [*command, "--trainer.callbacks=callbacks.KilledOnce"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,

@@ -1,6 +1,5 @@
 """A run that is stopped anywhere ends with the same weights as one that was not."""
 
-import os
 import random
 import signal
 import subprocess
@@ -11,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import BLIND, CONFIGS
+from tests.conftest import BLIND
+from tests.forked import Forked
 from tests.test_fit import read
 from toolagent_pl.cli import main
 
@@ -46,11 +46,8 @@ class Killed(Callback):
 """
 
 
-def start(directory: Path, *options: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "toolagent_pl", "fit", *OPTIONS, *options]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=directory, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+def start(directory: Path, *options: str) -> Forked:
+    return Forked(directory, ["fit", *OPTIONS, *options])
 
 
 def finish(directory: Path, *options: str) -> str:
@@ -94,7 +91,7 @@ def uninterrupted(tmp_path_factory) -> Path:
     return directory
 
 
-def wait_for_step(directory: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(directory: Path, step: int, process: Forked | subprocess.Popen[str]) -> None:
     """Wait until a checkpoint of at least ``step`` batches is there. Reading it must never fail."""
     for _ in range(6000):
         assert process.poll() is None, process.communicate()[0]

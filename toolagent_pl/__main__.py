@@ -1,28 +1,43 @@
-"""``python -m toolagent_pl``."""
+"""``python -m toolagent_pl``, and the command ``toolagent_pl``."""
 
 import gc
 import importlib
 import os
 import sys
 
-gc.disable()  # collecting while the libraries load, and again at exit, takes a fifth of the start-up
-# How long a thread that waits for others keeps its processor busy. PyTorch's default is a hundred times as long, and
-# slows a run down tenfold wherever something else computes beside it.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-if sys.argv[1:2] in (["solve"], ["export"]):  # without Lightning, which takes longer to load than an answer takes
-    command = importlib.import_module(f"toolagent_pl.commands.{sys.argv[1]}").main
-    gc.freeze()
-    gc.enable()
-    sys.exit(command(sys.argv[2:]))
+def run() -> None:
+    """Run the command that the process was started with."""
+    gc.disable()  # collecting while the libraries load, and again at exit, takes a fifth of the start-up
+    # How long a thread that waits for others keeps its processor busy. PyTorch's default is a hundred times as long,
+    # and slows a run down tenfold wherever something else computes beside it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    try:
+        if sys.argv[1:2] in (
+            ["solve"],
+            ["export"],
+        ):  # without Lightning, which takes longer to load than an answer takes
+            command = importlib.import_module(f"toolagent_pl.commands.{sys.argv[1]}").main
+            gc.freeze()
+            gc.enable()
+            sys.exit(command(sys.argv[2:]))
 
-try:
-    from toolagent_pl.cli import main
-    from toolagent_pl.process import outlive_readers
+        from toolagent_pl.cli import main
+        from toolagent_pl.process import outlive_readers
 
-    gc.freeze()
-    gc.enable()
-    outlive_readers()
-    main()
-except KeyboardInterrupt:  # before there is anything to save, or a second time
-    sys.exit(130)
+        gc.freeze()
+        gc.enable()
+        outlive_readers()
+        main()
+    except KeyboardInterrupt:  # before there is anything to save, or a second time
+        sys.exit(130)
+
+
+def script() -> None:
+    """The command ``toolagent_pl``: as with ``python -m``, modules of one's own lie in the working directory."""
+    sys.path.insert(0, os.getcwd())
+    run()
+
+
+if __name__ == "__main__":
+    run()

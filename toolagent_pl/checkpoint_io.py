@@ -131,7 +131,7 @@ def _restore_training_state(trainer: Trainer, restore: Callable[[], None]) -> No
     fresh = copy.deepcopy([one.state_dict() for one in stateful])
     tried = [_after_a_step(optimizer) for optimizer in trainer.optimizers]
     restore()
-    epoch = trainer.fit_loop.epoch_progress.current
+    epoch: Any = trainer.fit_loop.epoch_progress.current
     if epoch.ready == epoch.processed:
         # With `max_steps`, Lightning takes an epoch that has come to its end for one to go on with: it would train on
         # an empty one first. The property that it goes by does not let itself be set to anything else.

@@ -231,7 +231,9 @@ class LogConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it, and hand it to the loggers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, self.folder / self.config_filename, skip_none=False, overwrite=True)
+        # One file: for several it would change the working directory, in which TensorBoard's thread writes meanwhile.
+        file = self.folder / self.config_filename
+        self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=False)
         flat = {
             key: value if isinstance(value, int | float | str) else str(value)
             for key, value in vars(self.config.clone().as_flat()).items()

@@ -12,6 +12,7 @@ from toolagent_pl.envs import CalculatorEnv
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
 
+pytestmark = pytest.mark.usefixtures("pictures")
 GENERAL = {"pictures/accuracy_by_operators", "pictures/accuracy_by_shape", "pictures/tools_by_step"}
 
 
