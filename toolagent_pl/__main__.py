@@ -16,7 +16,7 @@ def run() -> None:
         if sys.argv[1:2] in (
             ["solve"],
             ["export"],
-        ):  # without Lightning, which takes longer to load than an answer takes
+        ):  # without Lightning, which loads longer than they run
             command = importlib.import_module(f"toolagent_pl.commands.{sys.argv[1]}").main
             gc.freeze()
             gc.enable()
