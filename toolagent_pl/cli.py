@@ -632,6 +632,7 @@ def main(args: list[str] | None = None) -> None:
         lambda record: "Tip:" not in record.getMessage()  # advertisements
     )
     warnings.filterwarnings("ignore", message=".*configure_optimizers` will be overridden")  # as --optimizer says
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*Timer")  # max_time may change
     warnings.filterwarnings("ignore", message=".*dirpath has changed")  # each command logs into its own directory
     warnings.filterwarnings("ignore", message=".*infer the batch indices")  # there are none: problems are numbered
     # What is logged was averaged over ranks already, or is the same on all of them.
