@@ -16,6 +16,13 @@ if sys.argv[1:2] == ["solve"]:  # without Lightning, which takes longer to load 
     gc.enable()
     sys.exit(solve(sys.argv[2:]))
 
+if sys.argv[1:2] == ["sweep"]:
+    from toolagent_pl.commands.sweep import main as sweep
+
+    gc.freeze()
+    gc.enable()
+    sys.exit(sweep(sys.argv[2:]))
+
 from toolagent_pl.cli import main
 
 gc.freeze()
