@@ -3,7 +3,7 @@
 Run ``python -m benchmarks.compare`` (needs ``pip install -e '.[bench]'``). The reader learns all expressions of one to
 three operators. Every algorithm is trained as it is and with one thing changed at a time, with each seed, for so many
 tokens (actions), or until it has 99% of each stage at three validations in a row, which is then taken to last. All
-algorithms learn from 256 episodes an update. Each finished run is a line of ``--output``: what is there is not run
+algorithms learn from 512 episodes an update. Each finished run is a line of ``--output``: what is there is not run
 again. What follows ``--`` is handed on to ``fit``.
 """
 
@@ -28,12 +28,12 @@ COMMON = [
     "--curriculum.stages=[E1,E2,E3]", "--curriculum.ent_targets=null", "--polish.at=null", "--trainer.max_epochs=-1",
     "--trainer.accelerator=cpu", "--trainer.logger=false", "--checkpoint.every_n_batches=1000000",
 ]  # fmt: skip
-UPDATE, EPOCH = 256, 10_240  # episodes
+UPDATE, EPOCH = 512, 10_240  # episodes
 
 
 def _algorithm(name: str, samples: int, minibatches: int, *options: str) -> list[str]:
     batch = UPDATE * minibatches // samples
-    parts = [f"--model.algorithm.{option}" for option in ("ent_target=0.7", *options)]
+    parts = [f"--model.algorithm.{option}" for option in ("ent_coef=0.15", "ent_target=1.0", *options)]
     return [
         *(f"--model.algorithm={name}", *parts, f"--data.batch_size={batch}"),
         f"--data.batches_per_epoch={EPOCH // (batch * samples)}",
@@ -41,9 +41,9 @@ def _algorithm(name: str, samples: int, minibatches: int, *options: str) -> list
 
 
 ALGORITHMS = {
-    "PPO": _algorithm("PPO", 1, 4, "minibatches=4"),
+    "PPO": _algorithm("PPO", 1, 2, "minibatches=2"),
     "A2C": _algorithm("A2C", 1, 1),
-    "GRPO": _algorithm("GRPO", 8, 4, "samples_per_problem=8", "minibatches=4"),
+    "GRPO": _algorithm("GRPO", 8, 2, "samples_per_problem=8", "minibatches=2"),
     "RLOO": _algorithm("RLOO", 4, 1, "samples_per_problem=4"),
 }
 ALL_AT_ONCE = "--curriculum.stages=[[E3,E1,E2]]"
@@ -55,7 +55,7 @@ VARIANTS: dict[str, list[str]] = {
     "curriculum: none": [ALL_AT_ONCE, "--curriculum.window=1"],
     "curriculum: priorities": [ALL_AT_ONCE, "--curriculum.prioritize=true"],
     "curriculum: window of 2": ["--curriculum.window=2"],
-    "entropy: fixed weight": ["--model.algorithm.ent_target=null"],
+    "entropy: fixed weight": ["--model.algorithm.ent_target=null", "--model.algorithm.ent_coef=0.05"],
 }
 
 
@@ -159,7 +159,7 @@ def _parser() -> Any:
     add("--algorithms", choices=ALGORITHMS, nargs="+", default=list(ALGORITHMS), metavar="NAME", help="who learns")
     add("--variants", choices=VARIANTS, nargs="+", default=list(VARIANTS), metavar="NAME", help="what is changed")
     add("--seeds", type=int, default=5, help="how many, from 0")
-    add("--tokens", type=int, default=1_500_000, help="budget of a run")
+    add("--tokens", type=int, default=1_000_000, help="budget of a run")
     add("--jobs", type=int, default=available_cpus(), help="runs at a time, one thread each")
     add("fit_options", nargs="*", metavar="-- options of fit", help="handed on to fit")
     return parser

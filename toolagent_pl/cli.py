@@ -278,7 +278,10 @@ class ToolAgentCLI(LightningCLI):
                 "model.agent": {"class_path": "Reader"},
                 "model.env": {"class_path": "CalculatorEnv", "init_args": {"max_steps": "auto"}},
                 "model.reward": {"class_path": "OutcomeReward"},
-                "model.algorithm": {"class_path": "PPO", "init_args": {"minibatches": 2, "ent_coef": 0.15, "ent_target": 1.0}},
+                "model.algorithm": {
+                    "class_path": "PPO",
+                    "init_args": {"minibatches": 2, "ent_coef": 0.15, "ent_target": 1.0},
+                },
                 "model.learning_rate": 4e-3,
                 "model.betas": (0.9, 0.98),
                 "data.stages": DEFAULT_STAGES,
