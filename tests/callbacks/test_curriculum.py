@@ -16,14 +16,14 @@ class StagesSeen(CurriculumCallback):
 
     def __init__(self, accuracies: dict[str, float], **options) -> None:
         super().__init__(**options)
-        self.accuracies = accuracies
+        self.pretended = accuracies
         self.seen_mixtures: list[list[float]] = []
         self.seen_targets: list[float | None] = []
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         self.seen_mixtures.append(trainer.datamodule.mixture)
         self.seen_targets.append(pl_module.ent_target)
-        for name, accuracy in self.accuracies.items():
+        for name, accuracy in self.pretended.items():
             trainer.callback_metrics[f"val/{name}_accuracy"].fill_(accuracy)
         super().on_train_epoch_end(trainer, pl_module)
 
