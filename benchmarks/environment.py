@@ -64,7 +64,8 @@ def run_fit(
 ) -> tuple[Finished, Any]:
     """Run ``fit`` in an empty directory with a callback, which writes ``DOCUMENT``; that is None if the run fails."""
     own = [f"--trainer.callbacks+={callback}"]
-    own += [f"--trainer.callbacks.{name}={json.dumps(value)}" for name, value in options.items()]
+    words_of = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
+    own += [f"--trainer.callbacks.{name}={word}" for name, word in words_of.items()]
     with tempfile.TemporaryDirectory() as directory:
         done = run_python(["-m", "toolagent_pl", "fit", *words, *own], Path(directory), patience, threads)
         return done, None if done.error else json.loads((Path(directory) / DOCUMENT).read_text())
