@@ -6,8 +6,10 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +17,12 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "lightning", "numpy", "jax", "reasoning-gym")
+PACKAGES = ("torch", "lightning", "numpy", "scipy", "jax", "reasoning-gym")
 QUIET = 0.1  # CPUs busy with something else, up to which a measurement counts as undisturbed
 QUIET_SECONDS = 0.5
 TABLE_WIDTH = 120
 LAST_LINES = 3
+DOCUMENT = "document.json"  # what a callback of a benchmark writes, in the directory of the run
 
 
 class Finished(NamedTuple):
@@ -54,6 +57,69 @@ def run_python(arguments: Sequence[str], directory: Path, patience: float, threa
     error = " | ".join(text.strip().splitlines()[-LAST_LINES:]) or f"exit status {process.returncode}"
     megabytes = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return Finished(seconds, own, megabytes, others, text, error if process.returncode else None)
+
+
+def run_fit(
+    words: Sequence[str], callback: str, options: Mapping[str, Any], patience: float, threads: int | None = None
+) -> tuple[Finished, Any]:
+    """Run ``fit`` in an empty directory with a callback, which writes ``DOCUMENT``; that is None if the run fails."""
+    own = [f"--trainer.callbacks+={callback}"]
+    words_of = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
+    own += [f"--trainer.callbacks.{name}={word}" for name, word in words_of.items()]
+    with tempfile.TemporaryDirectory() as directory:
+        done = run_python(["-m", "toolagent_pl", "fit", *words, *own], Path(directory), patience, threads)
+        return done, None if done.error else json.loads((Path(directory) / DOCUMENT).read_text())
+
+
+def run_grid(
+    console: Console,
+    path: Path,
+    common: Mapping[str, Any],
+    wanted: Mapping[tuple[str | int, ...], Sequence[str]],
+    callback: str,
+    options: Mapping[str, Any],
+    patience: float = 0.0,
+    jobs: int = 1,
+) -> tuple[list[dict[str, Any]], bool]:
+    """Run ``fit`` with the words of each key, so many at a time; each run that ends becomes a line of JSON at once.
+
+    Args:
+        path: What is there already is not run again; a file of runs with other settings ends the process.
+        common: ``settings``, which all runs of the file share, and ``environment``, which may differ.
+        callback, options: See ``run_fit``.
+
+    Returns:
+        All runs of the file, and whether none failed.
+    """
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]  # without half a line, of a process that was killed
+    runs: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+    for run in runs:
+        if run["settings"] != common["settings"]:
+            print(f"error: output: got {path} with {run['settings']}, expected {common['settings']}", file=sys.stderr)
+            sys.exit(2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(whole)
+    there, good = [run["key"] for run in runs], True
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {
+            pool.submit(run_fit, words, callback, options, patience, threads=1): list(key)
+            for key, words in wanted.items()
+            if list(key) not in there
+        }
+        try:
+            for future in as_completed(futures):
+                key, (done, document) = futures[future], future.result()
+                said = f"failed: {done.error}" if done.error else f"done after {done.cpu_seconds:.0f} CPU seconds"
+                console.print(*key, said, markup=False)
+                good &= not done.error
+                if document is not None:
+                    runs.append({"key": key, **common, "others": done.others, **document})
+                    with path.open("a") as file:
+                        file.write(json.dumps(runs[-1]) + "\n")
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return runs, good
 
 
 def child_environment() -> dict[str, str]:

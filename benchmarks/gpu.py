@@ -8,11 +8,9 @@ both, and trains with the command line. With ``--device cpu`` all of it can be t
 import argparse
 import copy
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +18,13 @@ import torch._dynamo
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch._dynamo.utils import counters
 
 from benchmarks.bare import BareLoop, make_module
 from benchmarks.environment import arguments_of, started, write_json
 from toolagent_pl.envs import CalculatorEnv, TutorialEnv
 from toolagent_pl.envs.env import execute
-from toolagent_pl.learning import OutcomeReward, ProgressReward
+from toolagent_pl.learning import ProgressReward
 from toolagent_pl.learning.rollout import collect
 from toolagent_pl.module import LEAST_FOR_COMPILING, ToolAgent
 from toolagent_pl.problems import Stage, Stages
@@ -42,7 +39,6 @@ PLANS, STEPS = 2048, 12
 EPISODES = 256
 TOLERANCE = 1e-4
 COMPILED_UPDATES = 6
-NOT_FINITE = 25  # call of the reward that returns NaN: that of batch 24, from 0
 SLICE = 10  # updates between two looks at the clock
 # Name, precision of matrix products as PyTorch calls it, and that of autocast.
 PRECISIONS = (("float32", "highest", None), ("TF32", "high", None), ("bf16", "highest", torch.bfloat16))
@@ -50,17 +46,6 @@ PRECISIONS = (("float32", "highest", None), ("TF32", "high", None), ("bf16", "hi
 
 class CheckError(AssertionError):
     """A GPU computes something else, or is waited for."""
-
-
-class NotFinite(OutcomeReward):
-    """Returns NaN once."""
-
-    calls = 0
-
-    def __call__(self, *args: Any) -> Tensor:
-        """Reward of each step, float32 ``[T, N]``."""
-        NotFinite.calls += 1
-        return super().__call__(*args) * (float("nan") if NotFinite.calls == NOT_FINITE else 1.0)
 
 
 def equal(what: str, ours: Any, theirs: Any) -> int:
@@ -196,35 +181,12 @@ def check_no_waiting(device: torch.device) -> str:
     return f"updates of {' and '.join(AGENTS)} wait for nothing"
 
 
-def check_not_finite(device: torch.device) -> str:
-    """A run whose reward is NaN once stops with one line, and leaves a good checkpoint."""
-    from toolagent_pl.cli import main as command_line
-
-    command = ["fit", f"--trainer.accelerator={'gpu' if device.type == 'cuda' else 'cpu'}", "--trainer.devices=1"]
-    command += ["--data.batch_size=64", "--data.batches_per_epoch=100", "--checkpoint.every_n_batches=20"]
-    NotFinite.calls, said = 0, ""
-    with tempfile.TemporaryDirectory() as directory:
-        try:
-            root = f"--trainer.default_root_dir={directory}"
-            command_line([*command, root, "--model.reward=benchmarks.gpu.NotFinite"])
-        except SystemExit as stopped:
-            said = str(stopped.code)
-        if not said.startswith(f"error: step {NOT_FINITE - 1}: loss or gradient is not finite") or "\n" in said:
-            raise CheckError(f"got {said!r}, expected one line that names step {NOT_FINITE - 1}")
-        checkpoint = torch.load(next(Path(directory).rglob("last.ckpt")), map_location="cpu", weights_only=True)
-    batches = checkpoint["toolagent_pl"]["batches_seen"]
-    if batches != 20 or not all(bool(weight.isfinite().all()) for weight in checkpoint["state_dict"].values()):
-        raise CheckError(f"the last checkpoint, of batch {batches}, is not that of batch 20, or not good")
-    return f"stops with: {said.split(';')[0]}; the last checkpoint is good"
-
-
 CHECKS: dict[str, Callable[[torch.device], str]] = {
     "envs": check_envs,
     "problems": check_problems,
     "gradients": check_gradients,
     "compiled": check_compiled,
     "no waiting": check_no_waiting,
-    "not finite": check_not_finite,
 }
 
 

@@ -10,7 +10,6 @@ import copy
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +18,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.bare import BareLoop
-from benchmarks.environment import arguments_of, run_python, started, warn_of_others, write_json
+from benchmarks.environment import DOCUMENT, arguments_of, run_fit, started, warn_of_others, write_json
 from toolagent_pl.callbacks.agreement import checksum
 
-TURNS = "turns.json"
 WANTED = 0.1
 TURN, WARMUP = 10, 20  # updates
 
@@ -41,7 +39,6 @@ class InTurns(Callback):
         self.turns = turns
         self.fit: list[float] = []
         self.bare: list[float] = []
-        self.saves: list[float] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the module, and warm the copy up."""
@@ -52,14 +49,6 @@ class InTurns(Callback):
         self.loop = BareLoop(module, data.batch_size, pl_module.device, data.mixture)
         for _ in range(WARMUP):
             self.loop.update()
-        save = trainer.save_checkpoint
-
-        def timed(*args: Any, **kwargs: Any) -> None:
-            start = time.perf_counter()
-            save(*args, **kwargs)
-            self.saves.append(time.perf_counter() - start)
-
-        trainer.save_checkpoint = timed  # type: ignore[method-assign]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let the other one have its turn."""
@@ -73,9 +62,9 @@ class InTurns(Callback):
                 self.loop.update()
             self.bare.append((time.perf_counter() - now) / TURN)
         if timed == self.turns * TURN:
-            times = {"fit": self.fit, "bare": self.bare, "saves": self.saves}
+            times = {"fit": self.fit, "bare": self.bare}
             same = bool(checksum(pl_module) == checksum(self.loop.module))
-            Path(TURNS).write_text(json.dumps(times | {"same_weights": same}))
+            Path(DOCUMENT).write_text(json.dumps(times | {"same_weights": same}))
         self.since = time.perf_counter()
 
 
@@ -85,12 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, facts = started()
     results: list[dict[str, Any]] = []
     for _ in range(options.repetitions):
-        with tempfile.TemporaryDirectory() as directory:
-            done = run_python(_command(options), Path(directory), options.patience, options.threads)
-            if done.error:
-                console.print(f"failed: {done.error}", markup=False)
-                return 1
-            results.append(json.loads((Path(directory) / TURNS).read_text()) | {"others": done.others})
+        turns = {"turns": options.turns}
+        done, times = run_fit(_words(options), "benchmarks.overhead.InTurns", turns, options.patience, options.threads)
+        if done.error:
+            console.print(f"failed: {done.error}", markup=False)
+            return 1
+        results.append(times | {"others": done.others})
     overheads = [statistics.mean(result["fit"]) / statistics.mean(result["bare"]) - 1 for result in results]
     for name in ("fit", "bare"):
         each = [1e3 * statistics.mean(result[name]) for result in results]
@@ -100,28 +89,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"Lightning, logs and checkpoints cost {overhead:.1%} with batches of {options.batch:,} "
         f"({min(overheads):.1%} to {max(overheads):.1%}), wanted less than {WANTED:.0%}"
     )
-    saves = [sum(result["saves"]) / (TURN * sum(result["fit"])) for result in results]
-    console.print(f"writing checkpoints takes {statistics.median(saves):.2%} of the time of fit")
     same = all(result["same_weights"] for result in results)
     if not same:
         console.print("[red]The two ended with different weights: they did not do the same work.[/]")
     warn_of_others(console, [result["others"] for result in results])
     settings = {key: value for key, value in vars(options).items() if key != "output"}
-    measured = {"overhead": overhead, "overheads": overheads, "checkpoints": saves, "results": results}
+    measured = {"overhead": overhead, "overheads": overheads, "results": results}
     write_json(console, options.output, {**facts, "settings": settings, **measured})
     return 0 if same else 1
 
 
-def _command(options: Any) -> list[str]:
-    """``fit`` with one long epoch and the callback."""
+def _words(options: Any) -> list[str]:
+    """Options of one long epoch."""
     return [
-        *("-m", "toolagent_pl", "fit", "--trainer.accelerator=cpu"),
+        "--trainer.accelerator=cpu",
         *options.fit_options,
         "--trainer.max_epochs=1",
         f"--data.batches_per_epoch={WARMUP + options.turns * TURN + 1}",
         f"--data.batch_size={options.batch}",
-        "--trainer.callbacks+=benchmarks.overhead.InTurns",
-        f"--trainer.callbacks.turns={options.turns}",
     ]
 
 

@@ -50,13 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_run(logs: Path) -> dict[str, Any]:
     """What a run came to, from the points in its event files.
 
-    ``tokens`` are the actions that training took, from the lengths of episodes where they were logged; ``stages`` has
-    accuracy and plan length, over the textbook's, of each stage at the test; ``solved`` is the share of the problems
-    of those stages that are trained on.
+    ``tokens`` are the actions that training took, from the lengths of episodes where they were logged; ``solved`` is
+    the share of the problems of those stages that are trained on; accuracy and plan length, over the textbook's, are
+    those of the test, by stage.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result: dict[str, Any] = {"batches": None, "tokens": None, "solved": 0.0, "stages": {}}
+    result: dict[str, Any] = {"batches": None, "tokens": None, "solved": 0.0}
     run = next(logs.glob("version_*"), None)
     if run is None:
         return result
@@ -64,58 +64,45 @@ def read_run(logs: Path) -> dict[str, Any]:
     events.Reload()
     names = events.Tags()["scalars"]
     for name in names:
-        if name.startswith("test/") and name.endswith("_accuracy"):
-            stage = name.removeprefix("test/").removesuffix("_accuracy")
-            points = {key: events.Scalars(f"test/{stage}_{key}")[-1].value for key in ("accuracy", "plan_length")}
-            result["stages"][stage] = {key: None if math.isnan(value) else value for key, value in points.items()}
-    if SOLVED not in names or not result["stages"]:
-        return result
-    solved = events.Scalars(SOLVED)[-1]
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    samples = config["model"]["algorithm"].get("init_args", {}).get("samples_per_problem", 1)
-    result |= {"batches": solved.step, "solved": solved.value}
-    if "train/episode_length" in names:
-        length = statistics.mean(point.value for point in events.Scalars("train/episode_length"))
-        result["tokens"] = round(length * samples * config["data"]["batch_size"] * solved.step)
+        if name.startswith("test/") and name.endswith(("_accuracy", "_plan_length")):
+            value = events.Scalars(name)[-1].value
+            result[name.removeprefix("test/")] = None if math.isnan(value) else value
+    if SOLVED in names and any(name.startswith("test/") for name in names):
+        solved = events.Scalars(SOLVED)[-1]
+        result |= {"batches": solved.step, "solved": solved.value}
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        samples = config["model"]["algorithm"].get("init_args", {}).get("samples_per_problem", 1)
+        if "train/episode_length" in names:
+            length = statistics.mean(point.value for point in events.Scalars("train/episode_length"))
+            result["tokens"] = round(length * samples * config["data"]["batch_size"] * solved.step)
     return result
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Median and worst of what was measured; of accuracies the least, of all else the most."""
-    found: dict[str, Any] = {"solved_runs": sum(run["solved"] == 1 for run in runs), "stages": {}}
-    for key in SUMMARIZED:
-        values = [run[key] for run in runs if run[key] is not None]
-        found[key] = {"median": statistics.median(values), "worst": max(values)} if values else None
-    for stage in {stage: None for run in runs for stage in run["stages"]}:
-        found["stages"][stage] = {}
-        for key, worst in (("accuracy", min), ("plan_length", max)):
-            values = [run["stages"][stage][key] for run in runs if run["stages"].get(stage, {}).get(key) is not None]
-            ends = {"median": statistics.median(values), "worst": worst(values)} if values else None
-            found["stages"][stage][key] = ends
+    found: dict[str, Any] = {"solved_runs": sum(run["solved"] == 1 for run in runs)}
+    stages = {key for run in runs for key in run if key.endswith(("_accuracy", "_plan_length"))}
+    for key in (*SUMMARIZED, *sorted(stages)):
+        values = [run[key] for run in runs if run.get(key) is not None]
+        worst = min if key.endswith("_accuracy") else max
+        found[key] = {"median": statistics.median(values), "worst": worst(values)} if values else None
     return found
 
 
 def _table(runs: Sequence[dict[str, Any]]) -> Table:
     title = "From the start of the process to its end; accuracy and plan length, over the textbook's, at the test"
-    table = Table("seed", box=box.SIMPLE_HEAD, title=title, title_justify="left")
     everything = summary(runs)
-    for name in ("seconds", "CPU seconds", "peak MB", "batches", "tokens", *everything["stages"]):
-        table.add_column(name, justify="right")
-    formats = ("{:.2f}", "{:.2f}", "{:,.0f}", "{:,.0f}", "{:,.0f}")
-
-    def cells(row: dict[str, Any], pick: Any) -> list[str]:
-        numbers = [pick(row[key]) for key in SUMMARIZED]
-        shown = ["?" if x is None else form.format(x) for form, x in zip(formats, numbers, strict=True)]
-        for stage in everything["stages"]:
-            accuracy, length = (pick(row["stages"].get(stage, {}).get(key)) for key in ("accuracy", "plan_length"))
-            percent = "?" if accuracy is None else f"{math.floor(accuracy * 1e5) / 1e3:.3f}%"
-            shown.append(f"{percent} {'' if length is None else f'{length:.3f}'}")
-        return shown
-
-    for i, run in enumerate(runs):
-        table.add_row(str(run["seed"]), *cells(run, lambda x: x), end_section=i + 1 == len(runs))
-    for which in ("median", "worst"):
-        table.add_row(which, *cells(everything, lambda x, which=which: None if x is None else x[which]))
+    table = Table("", box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for head in (*(f"seed {run['seed']}" for run in runs), "median", "worst"):
+        table.add_column(head, justify="right")
+    del everything["solved_runs"]
+    for key, ends in everything.items():
+        ends = ends or {}
+        values = [*(run.get(key) for run in runs), ends.get("median"), ends.get("worst")]
+        if key.endswith("_accuracy"):  # rounded down: 100% means all of them
+            values = [None if value is None else math.floor(value * 1e5) / 1e5 for value in values]
+        form = "{:.3%}" if key.endswith("_accuracy") else "{:,.3f}" if key.endswith("_length") else "{:,.1f}"
+        table.add_row(key, *("?" if value is None else form.format(value) for value in values))
     return table
 
 

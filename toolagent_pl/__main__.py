@@ -5,6 +5,8 @@ import importlib
 import os
 import sys
 
+OWN_COMMANDS = ("solve", "export", "sweep")  # the others are those of Lightning
+
 
 def run() -> None:
     """Run the command that the process was started with."""
@@ -13,10 +15,7 @@ def run() -> None:
     # and slows a run down tenfold wherever something else computes beside it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        if sys.argv[1:2] in (
-            ["solve"],
-            ["export"],
-        ):  # without Lightning, which loads longer than they run
+        if sys.argv[1:2] and sys.argv[1] in OWN_COMMANDS:  # without Lightning, which loads longer than an answer takes
             command = importlib.import_module(f"toolagent_pl.commands.{sys.argv[1]}").main
             gc.freeze()
             gc.enable()

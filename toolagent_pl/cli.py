@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,7 +59,11 @@ LOG_NAME = "lightning_logs"
 SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters
 USAGE_ERROR = 2
 RANK_IS_GONE = "Connection (closed|reset) by peer"  # what gloo raises on the ranks that are left
-SOLVE_HINT = "python -m toolagent_pl solve EXPRESSION ... answers expressions with a trained agent: solve --help"
+OTHERS_HINT = (
+    "python -m toolagent_pl solve EXPRESSION ... answers expressions with a trained agent: solve --help. "
+    "export writes an agent for other programs: export --help. "
+    "sweep --config FILE searches for good options of fit: sweep --help"
+)
 LEARNED, SAMPLE = 0.9, 1000  # validation accuracy of a stage below which so many problems of each are tested after fit
 LONGEST_LINE = 1000
 DEFAULT_STAGES = ["T0", "T1", "T2", "E1", "E2", "E3", "E4", "E5"]
@@ -325,6 +330,10 @@ class ToolAgentCLI(LightningCLI):
             options.curriculum.stages = None
             if options.curriculum.ent_targets == DEFAULT_ENT_TARGETS:
                 options.curriculum.ent_targets = None
+        named = {word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)}
+        if self.config.subcommand != "fit" and "--data.stages" in named and "--data.unseen" not in named:
+            # Whoever names the stages to try means these and no others, not even those of the configuration.
+            options.data.unseen = options.model.unseen = []
         seed = options.seed_everything
         if not 0 <= seed < 2**32:
             parser.error(f"seed_everything: got {seed}, expected a number from 0 to {2**32 - 1}")
@@ -474,13 +483,7 @@ class ToolAgentCLI(LightningCLI):
         data = self.datamodule
         failed = True
         try:
-            # Before anything is written, or any other rank is started.
-            data.check_split(self.trainer.world_size)
-            guard_restoring(self.trainer)
-            if subcommand == "fit":
-                self._get(self.config_init, "curriculum").check_stages(data.stages.names)
-                self._check_monitors(data.stages.names)
-                self._check_dirpath()
+            self.check_run(subcommand)
             check_restarts()
             meet_again(self.trainer.strategy)
             batch = data.batch_size // self.trainer.world_size if subcommand == "fit" else data.eval_batch_size
@@ -493,6 +496,20 @@ class ToolAgentCLI(LightningCLI):
             launcher = self.trainer.strategy.launcher
             if isinstance(launcher, _SubprocessScriptLauncher):
                 wait_for_ranks(launcher.procs, failed)
+
+    def check_run(self, subcommand: str) -> None:
+        """Refuse what cannot be run, before anything is written, or any other rank is started.
+
+        Raises:
+            ValueError: If it cannot; names the option.
+        """
+        data = self.datamodule
+        data.check_split(self.trainer.world_size)
+        guard_restoring(self.trainer)
+        if subcommand == "fit":
+            self._get(self.config_init, "curriculum").check_stages(data.stages.names)
+            self._check_monitors(data.stages.names)
+            self._check_dirpath()
 
     def _end(self, error: Exception) -> NoReturn:
         """End in one line, unless it is an error of this program."""
@@ -625,8 +642,19 @@ def _runs(options: Namespace) -> Path:
     return Path(options.trainer.default_root_dir or ".").expanduser() / LOG_NAME
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run a command."""
+def main(
+    args: list[str] | None = None, cli: Callable[..., ToolAgentCLI] = ToolAgentCLI, **options: Any
+) -> ToolAgentCLI:
+    """Run a command.
+
+    Args:
+        args: Words of the command line; None for those that the process was started with.
+        cli: What runs it.
+        options: Of that, in place of the ones here.
+
+    Returns:
+        What has run it.
+    """
     keep_freed_memory()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()  # advertisements
@@ -640,17 +668,17 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*all_gather is deprecated", category=FutureWarning)  # Lightning's
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning's, not ours
     with ending_with_parent():
-        ToolAgentCLI(
-            args,
-            parser_kwargs={"epilog": SOLVE_HINT},
-            save_config_callback=LogConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            seed_everything_default=0,
-            parser_class=ArgumentParser,
-            trainer_defaults={
+        settings: dict[str, Any] = {
+            "parser_kwargs": {"epilog": OTHERS_HINT},
+            "save_config_callback": LogConfig,
+            "save_config_kwargs": {"save_to_log_dir": False},
+            "seed_everything_default": 0,
+            "parser_class": ArgumentParser,
+            "trainer_defaults": {
                 "max_epochs": 300,
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
             },
-        )
+        }
+        return cli(args, **settings | options)

@@ -1,6 +1,6 @@
-"""Pictures of what an agent does: accuracies, tools by step, and one episode as a drawing."""
+"""Pictures of what an agent does: accuracies, tools by step, one episode as a drawing, and curves of learning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
@@ -11,9 +11,29 @@ from toolagent_pl.envs import Env, execute
 from toolagent_pl.envs.env import PLACES
 from toolagent_pl.learning.rollout import visible_actions
 from toolagent_pl.problems import Problems
+from toolagent_pl.statistics import Interval
 
 COLORS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a")
 MOST_SHAPES = 24
+
+
+def learning_curves(
+    panels: Mapping[str, Mapping[str, Sequence[Interval]]], x: Sequence[float], xlabel: str, ylabel: str
+) -> Figure:
+    """A panel for each title, with a line and its interval for each name.
+
+    Args:
+        panels: By title and name, an interval for each of ``x``.
+    """
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for (title, lines), axes in zip(panels.items(), figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        for name, points in lines.items():
+            (line,) = axes.plot(x, [point.value for point in points], label=name)
+            low, high = ([point[end] for point in points] for end in (1, 2))
+            axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
+        axes.legend(fontsize=7)
+    return figure
 
 
 def accuracy_by_operators(rollouts: Sequence[Rollout]) -> Figure:

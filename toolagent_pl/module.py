@@ -27,6 +27,7 @@ LEAST_FOR_COMPILING = "2.11"  # versions before it cannot follow properties of n
 CHECKPOINT_FORMAT = 3
 ENT_COEF_RATE = 1.02  # factor by which the entropy's weight moves in an update, where it is steered
 ENT_COEF_RANGE = (1e-4, 0.22)
+ROUNDING = 1e-6  # of a variance, over the mean square that it is the difference of
 
 
 def check_origin(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -259,10 +260,11 @@ class ToolAgent(LightningModule):
             rollout = collect(self.agent, self.env, problems, **options)
             evaluation = self.evaluate_actions(rollout)
         rewards = self.rewards(rollout)
-        terms = self._loss(evaluation, rollout, self._advantages(rollout, rewards))
+        advantages = self._advantages(rollout, rewards)
+        terms = self._loss(evaluation, rollout, advantages)
         count = self._mean_over_ranks(self._count(rollout))
         entropy = self._mean_over_ranks(terms.entropy.detach().float()) / count
-        metrics = self._training_metrics(rollout, rewards, terms, count) if with_metrics else {}
+        metrics = self._training_metrics(rollout, rewards, advantages, terms, count) if with_metrics else {}
         return Update(self._total(terms, ent_coef) / count, rollout.outcome.steps.sum(), entropy, metrics)
 
     def _learn_in_parts(self, problems: Problems, logging: bool) -> Update:
@@ -277,7 +279,8 @@ class ToolAgent(LightningModule):
             continue_after_done=algorithm.continue_after_done,
         )
         rewards = self.rewards(rollout)
-        advantages = self._advantages(rollout, rewards)
+        by_minibatch = algorithm.normalize_advantage == "minibatch"
+        advantages = algorithm.advantages(rollout, rewards) if by_minibatch else self._advantages(rollout, rewards)
         sums: list[LossTerms] = []
         counts = []
         for epoch in range(algorithm.epochs):
@@ -285,7 +288,9 @@ class ToolAgent(LightningModule):
                 chosen = rollout.select(rows)
                 count = self._mean_over_ranks(self._count(chosen))
                 counts.append(count)
-                losses = self._losses(chosen, Advantages(*(x.index_select(1, rows) for x in advantages)), count, sums)
+                learned = Advantages(*(x.index_select(1, rows) for x in advantages))
+                learned = self._normalized(learned, chosen.mask) if by_minibatch else learned
+                losses = self._losses(chosen, learned, count, sums)
                 self._optimize(losses, parts=len(rows.chunk(self.accumulate)))
                 self._steer(self._mean_over_ranks(sums[-1].entropy.float()) / count)
                 if algorithm.target_kl is not None:
@@ -298,7 +303,7 @@ class ToolAgent(LightningModule):
         count = torch.stack(counts).sum()
         terms = _added(sums)
         entropy = self._mean_over_ranks(terms.entropy.float()) / count
-        metrics = self._training_metrics(rollout, rewards, terms, count) if logging else {}
+        metrics = self._training_metrics(rollout, rewards, advantages, terms, count) if logging else {}
         return Update(terms.policy, rollout.outcome.steps.sum(), entropy, metrics)
 
     def _losses(
@@ -345,9 +350,10 @@ class ToolAgent(LightningModule):
         advantages = self.algorithm.advantages(rollout, rewards)
         if not torch.compiler.is_compiling():
             check_advantages(self.algorithm, advantages, rollout)
-        if not self.algorithm.normalize_advantage:
-            return advantages
-        values, mask = advantages.advantages, rollout.mask
+        return self._normalized(advantages, rollout.mask) if self.algorithm.normalize_advantage else advantages
+
+    def _normalized(self, advantages: Advantages, mask: Tensor) -> Advantages:
+        values = advantages.advantages
         sums = torch.stack([mask.sum(), values.sum(), values.square().sum()])
         count, total, squares = self._mean_over_ranks(sums.double() if sums.device.type == "cpu" else sums)
         mean = total / count
@@ -473,13 +479,17 @@ class ToolAgent(LightningModule):
         return total / ranks
 
     def _training_metrics(
-        self, rollout: Rollout, rewards: Tensor, terms: LossTerms, count: Tensor
+        self, rollout: Rollout, rewards: Tensor, advantages: Advantages, terms: LossTerms, count: Tensor
     ) -> dict[str, Tensor]:
         """The terms of the loss and what the agent did, to be averaged over ranks."""
         steps = rollout.outcome.steps.sum()
         calls = (rollout.tokens[..., None] == self.agent.actions) & rollout.mask[..., None]  # [T, N, A]
         named = {"policy_loss": terms.policy, "value_loss": terms.value, "entropy": terms.entropy, **terms.metrics}
+        critic = {}
+        if self.algorithm.needs_value and not self.algorithm.continue_after_done:
+            critic["train/explained_variance"] = self._explained_variance(rollout, advantages.returns)
         return {
+            **critic,
             "train/reward": rewards.sum(0).mean(),
             "train/accuracy": rollout.outcome.correct.float().mean(),
             "train/truncated": rollout.truncated.float().mean(),
@@ -488,6 +498,20 @@ class ToolAgent(LightningModule):
             "train/idle_share": rollout.idle.sum() / steps,
             **dict(zip(self._tools, calls.sum((0, 1)) / steps, strict=True)),
         }
+
+    def _explained_variance(self, rollout: Rollout, returns: Tensor) -> Tensor:
+        """``1 - Var(R - V) / Var(R)`` over all steps and ranks; 0 where all returns are the same."""
+        assert rollout.value is not None
+        mask = rollout.mask
+        returns, error = returns * mask, (returns - rollout.value) * mask
+        sums = [mask.sum(), returns.sum(), returns.square().sum(), error.sum(), error.square().sum()]
+        stacked = torch.stack(sums)
+        count, total, squares, off, off_squares = self._mean_over_ranks(
+            stacked.double() if stacked.device.type == "cpu" else stacked
+        )
+        variance = squares / count - (total / count).square()
+        left = off_squares / count - (off / count).square()
+        return torch.where(variance > ROUNDING * squares / count, 1 - left / variance, 0.0)
 
     def _log_update(self, metrics: dict[str, Tensor]) -> None:
         optimizer: Any = self.optimizers()

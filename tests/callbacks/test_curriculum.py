@@ -16,14 +16,14 @@ class StagesSeen(CurriculumCallback):
 
     def __init__(self, accuracies: dict[str, float], **options) -> None:
         super().__init__(**options)
-        self.accuracies = accuracies
+        self.pretended = accuracies
         self.seen_mixtures: list[list[float]] = []
         self.seen_targets: list[float | None] = []
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         self.seen_mixtures.append(trainer.datamodule.mixture)
         self.seen_targets.append(pl_module.ent_target)
-        for name, accuracy in self.accuracies.items():
+        for name, accuracy in self.pretended.items():
             trainer.callback_metrics[f"val/{name}_accuracy"].fill_(accuracy)
         super().on_train_epoch_end(trainer, pl_module)
 
@@ -84,6 +84,33 @@ def test_stages_that_come_with_another_are_reviewed_from_there_on():
     assert with_stages([["T2", "T0"], "T1"], 1, review=0.3).mixture(3) == pytest.approx([0.15, 0.7, 0.15])
 
 
+def test_a_window_holds_the_last_entries_in_equal_parts():
+    assert with_stages(None, 0, window=2, review=0.3).mixture(3) == [1, 0, 0]
+    assert with_stages(None, 1, window=2, review=0.3).mixture(3) == [0.5, 0.5, 0]
+    assert with_stages(None, 2, window=2, review=0.3).mixture(3) == [0, 0.5, 0.5]
+    assert with_stages([["T2", "T0", "T1"]], 0, window=1).mixture(3) == pytest.approx([1 / 3] * 3)
+    with pytest.raises(ValueError, match=r"curriculum\.window: got 0, expected at least 1, or null"):
+        with_stages(None, 0, window=0)
+
+
+def test_priorities_follow_what_there_is_to_learn():
+    """An accuracy of a half says most, 0 and 1 say nothing; no stage is left out."""
+    mixtures = seen(
+        3, {"T0": 1.0, "T1": 0.5, "T2": 0.0}, every_n_epochs=9, stages=[["T2", "T0", "T1"]], prioritize=True
+    )
+    assert mixtures[0] == pytest.approx([1 / 3] * 3)
+    assert mixtures[1] == pytest.approx([0.05 / 0.4, 0.3 / 0.4, 0.05 / 0.4])
+    assert mixtures[2] == pytest.approx(mixtures[1])
+
+
+def test_priorities_are_those_of_the_checkpoint():
+    callback = with_stages([["T2", "T0", "T1"]], 0, prioritize=True)
+    callback.accuracies = [1.0, 0.5, 0.0]
+    resumed = with_stages([["T2", "T0", "T1"]], 0, prioritize=True)
+    resumed.load_state_dict(callback.state_dict())
+    assert resumed.mixture(3) == callback.mixture(3) != with_stages([["T2", "T0", "T1"]], 0, prioritize=True).mixture(3)
+
+
 def test_each_entry_has_its_entropy():
     callback = run(4, {}, every_n_epochs=1, ent_targets=[1.5, 1.0, 0.5])
     assert callback.seen_targets == [1.5, 1.0, 0.5, 0.5]
@@ -114,7 +141,9 @@ def test_it_refuses_to_stand_still():
         CurriculumCallback()
 
 
-@pytest.mark.parametrize("state", [{"entry": -1}, {"epochs": "two"}, {"epochs": None}, {"entry": True}])
+@pytest.mark.parametrize(
+    "state", [{"entry": -1}, {"epochs": "two"}, {"epochs": None}, {"entry": True}, {"accuracies": [2.0]}]
+)
 def test_what_a_checkpoint_says_must_be_a_place(state):
     with pytest.raises(ValueError, match="the curriculum is at"):
         CurriculumCallback(every_n_epochs=1).load_state_dict({"entry": 0, "epochs": 0, **state})

@@ -1,13 +1,16 @@
 """PPO, GRPO and RLOO: each loss against its formula, written out in float64 for one step of one episode at a time."""
 
 import math
+import statistics
 
 import pytest
 import torch
 
-from toolagent_pl.agents import BlindAgent, Evaluation
+from benchmarks.bare import BareLoop
+from toolagent_pl.agents import BlindAgent, Evaluation, Reader
 from toolagent_pl.envs import CalculatorEnv
 from toolagent_pl.learning import A2C, GRPO, PPO, RLOO, OutcomeReward, collect
+from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems import Stages
 from toolagent_pl.randomness import Purpose
 
@@ -130,3 +133,102 @@ def test_outcome_rewards_are_paid_to_each_sample_of_a_problem():
 def test_numbers_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def fitted(algorithm, batches: int = 3, **options) -> ToolAgent:
+    """A module after so many batches, in a bare loop."""
+    torch.manual_seed(0)
+    module = ToolAgent(algorithm=algorithm, **options)
+    loop = BareLoop(module, 64)
+    for _ in range(batches):
+        loop.update()
+    return module
+
+
+def test_ppo_with_one_update_from_a_rollout_is_a2c():
+    """There is nothing to clip: the policy that learns is the one that acted."""
+    a2c, ppo = fitted(A2C()), fitted(PPO(epochs=1, minibatches=1, clip_range=0.2))
+    for one, other in zip(a2c.parameters(), ppo.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert not torch.equal(next(a2c.parameters()), next(ToolAgent().parameters()))
+
+
+@pytest.mark.parametrize("normalize", [True, "minibatch"])
+def test_advantages_are_normalised_over_the_batch_or_over_each_minibatch(normalize, monkeypatch):
+    algorithm = PPO(epochs=1, minibatches=4, normalize_advantage=normalize)
+    seen = []
+    loss = algorithm.loss
+
+    def watched(evaluation, rollout, advantages):
+        seen.append((advantages.advantages[rollout.mask], rollout.mask.sum()))
+        return loss(evaluation, rollout, advantages)
+
+    monkeypatch.setattr(algorithm, "loss", watched)
+    fitted(algorithm, batches=1)
+    everything = torch.cat([values for values, _ in seen])
+    assert len(seen) == 4
+    assert float(everything.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(everything.std(correction=0)) == pytest.approx(1, abs=1e-3)
+    each = [(float(values.mean()), float(values.std(correction=0))) for values, _ in seen]
+    close = [abs(mean) < 1e-4 and abs(deviation - 1) < 1e-3 for mean, deviation in each]
+    assert close == [normalize == "minibatch"] * 4
+
+
+@pytest.mark.parametrize(("target_kl", "updates"), [(None, 8), (0.0, 1), (1e6, 8)])
+def test_no_more_updates_from_a_rollout_once_the_policy_has_moved_far(target_kl, updates, monkeypatch):
+    algorithm = PPO(epochs=2, minibatches=4, target_kl=target_kl)
+    calls = []
+    loss = algorithm.loss
+
+    def watched(evaluation, rollout, advantages):
+        calls.append(1)
+        terms = loss(evaluation, rollout, advantages)
+        return terms._replace(metrics={**terms.metrics, "approx_kl": terms.metrics["approx_kl"] + 1.0})
+
+    monkeypatch.setattr(algorithm, "loss", watched)
+    fitted(algorithm, batches=1)
+    assert len(calls) == updates
+
+
+def test_explained_variance_is_one_minus_what_is_left_over_what_there_was():
+    module = ToolAgent(algorithm=A2C())
+    _, rollout, _, _ = rollout_of()
+    returns = torch.rand(rollout.mask.shape) * rollout.mask
+    known = [(float(returns[t, n]), float(rollout.value[t, n])) for t, n in steps(rollout)]
+    left = statistics.pvariance(r - v for r, v in known) / statistics.pvariance(r for r, _ in known)
+    assert float(module._explained_variance(rollout, returns)) == pytest.approx(1 - left, rel=1e-4)
+    exact = rollout._replace(value=returns)
+    assert float(module._explained_variance(exact, returns)) == pytest.approx(1)
+    assert float(module._explained_variance(rollout, torch.full_like(returns, 0.3))) == 0  # there is nothing to explain
+
+
+@pytest.mark.parametrize(
+    "algorithm", [A2C(), PPO(), GRPO(samples_per_problem=4), RLOO()], ids=lambda a: type(a).__name__
+)
+def test_the_curves_have_the_names_that_the_field_uses(algorithm):
+    torch.manual_seed(0)
+    module = ToolAgent(algorithm=algorithm)
+    loop = BareLoop(module, 64)
+    update = (
+        module.learn(loop.stream.batch(0), module.ent_coef, with_metrics=True)
+        if module._single_pass
+        else module._learn_in_parts(loop.stream.batch(0), logging=True)
+    )
+    names = {name.removeprefix("train/") for name in update.metrics}
+    assert {"policy_loss", "value_loss", "entropy"} <= names
+    assert ("explained_variance" in names) == algorithm.needs_value
+    assert ({"approx_kl", "clip_fraction"} <= names) == isinstance(algorithm, PPO | GRPO)
+    assert all(bool(value.isfinite()) for value in update.metrics.values())
+
+
+@pytest.mark.parametrize("algorithm", [A2C(), PPO(), GRPO(), RLOO()], ids=lambda a: type(a).__name__)
+def test_each_algorithm_solves_an_operator(algorithm):
+    """All problems of one operator, which need its name to be read; T0 to T2 are tried in ``-m long``."""
+    torch.manual_seed(0)
+    module = ToolAgent(["E1"], agent=Reader, env=CalculatorEnv(max_steps="auto"), algorithm=algorithm)
+    loop = BareLoop(module, 256 // algorithm.samples_per_problem * algorithm.minibatches)
+    for _ in range(100 // algorithm.minibatches):
+        loop.update()
+    number = torch.arange(500)
+    held_out = module.stages.draw(number, torch.zeros_like(number), 0, Purpose.TEST, held_out=True)
+    assert float(module.act(held_out).outcome.correct.float().mean()) > 0.95

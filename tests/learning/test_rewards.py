@@ -76,6 +76,21 @@ def test_progress_is_that_of_a_symbolic_calculation(cases, max_steps):
         assert not any(row[len(plan) :])
 
 
+@pytest.mark.parametrize(
+    ("text", "plan", "rewards"),
+    [
+        ("2*3+4", [MUL, ADD, ANS], [WEIGHT, WEIGHT, 1 - 2 * WEIGHT]),
+        ("2*3+4", [MUL, MUL, ANS], [WEIGHT, 0, -WEIGHT]),
+        ("2*3+4", [MUL, MUL], [WEIGHT, -WEIGHT]),  # truncated: it is paid back, too
+        ("2*3+4", [MUL], [0]),
+        ("2*3", [ANS], [0]),
+    ],
+)
+def test_a_potential_is_paid_back_in_the_end(text, plan, rewards):
+    assert paid_for(text, plan, ProgressReward(WEIGHT, potential=True)) == pytest.approx(rewards)
+    assert sum(rewards) == sum(paid_for(text, plan, OutcomeReward()))
+
+
 @given(expressions)
 def test_a_full_plan_earns_the_outcome_and_each_operator_once(text):
     plan = textbook_plan(parse(text, PLAIN).tree)

@@ -4,6 +4,7 @@ from toolagent_pl.callbacks.agreement import RanksAgree
 from toolagent_pl.callbacks.checkpoint import Checkpoint
 from toolagent_pl.callbacks.curriculum import CurriculumCallback
 from toolagent_pl.callbacks.finite import StopOnNonFinite
+from toolagent_pl.callbacks.learning_curve import LearningCurve
 from toolagent_pl.callbacks.pictures import Pictures
 from toolagent_pl.callbacks.polish import Polish
 from toolagent_pl.callbacks.progress import EpochLines, ProgressBar
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoint",
     "CurriculumCallback",
     "EpochLines",
+    "LearningCurve",
     "Pictures",
     "Polish",
     "PredictionWriter",

@@ -9,6 +9,8 @@ from toolagent_pl.metrics import log_metrics
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
 
+LEAST_PRIORITY = 0.05  # of a stage that is mastered, or out of reach; the highest is 0.25 more
+
 
 class CurriculumCallback(Callback):
     """Goes through a list of stages, by the clock, by mastery, or by whichever comes first.
@@ -21,6 +23,12 @@ class CurriculumCallback(Callback):
         advance_at: Go on to the next other stage once validation accuracy on this one is at least this;
             null for never.
         review: Share of problems from the stages that came before, in equal parts.
+        window: Train on the stages of the last so many entries in equal parts, in place of ``review``; null for
+            ``review``. With ``advance_at`` it is the window of difficulty of Zeng et al., "RLVE", 2025.
+        prioritize: Train on all of these stages, each the more the more there is to learn from it: in proportion to
+            ``p (1 - p) + 0.05`` for a validation accuracy p, the variance of an episode's outcome. Source: Rutherford
+            et al., "No Regrets", NeurIPS 2024 (learnability), with a floor that, like the staleness of
+            Jiang et al., "Prioritized Level Replay", ICML 2021, lets no stage be forgotten.
         ent_targets: Entropy, in nats, that the weight of its bonus is steered to, for each entry; null to leave it to
             the algorithm.
 
@@ -35,6 +43,8 @@ class CurriculumCallback(Callback):
         advance_at: float | None = None,
         review: float = 0.0,
         ent_targets: Sequence[float] | None = None,
+        window: int | None = None,
+        prioritize: bool = False,
     ) -> None:
         if stages is not None and (not stages or not all(stages)):
             raise ValueError(f"curriculum.stages: got {stages}, expected names of stages, or null for all")
@@ -46,13 +56,16 @@ class CurriculumCallback(Callback):
             raise ValueError(f"curriculum.advance_at: got {advance_at}, expected more than 0 and at most 1, or null")
         if not 0 <= review < 1:
             raise ValueError(f"curriculum.review: got {review}, expected at least 0 and less than 1")
+        if window is not None and window < 1:
+            raise ValueError(f"curriculum.window: got {window}, expected at least 1, or null")
         if ent_targets is not None and not all(0 <= target < float("inf") for target in ent_targets):
             raise ValueError(f"curriculum.ent_targets: got {list(ent_targets)}, expected numbers of at least 0")
         self.names = (
             None if stages is None else [[entry] if isinstance(entry, str) else list(entry) for entry in stages]
         )
         self.every_n_epochs, self.advance_at, self.review = every_n_epochs, advance_at, review
-        self.ent_targets = ent_targets
+        self.ent_targets, self.window, self.prioritize = ent_targets, window, prioritize
+        self.accuracies: list[float] = []  # of the data's stages at the last validation, where priorities follow them
         self.entries: list[list[int]] = []  # positions in the data's list of stages
         self.entry = 0
         self.epochs = 0  # finished in this entry
@@ -69,10 +82,19 @@ class CurriculumCallback(Callback):
 
     def mixture(self, count: int) -> list[float]:
         """Share of each of the data's stages."""
-        earlier = {stage for entry in self.entries[: self.entry + 1] for stage in entry} - {self.stage}
+        first = max(0, self.entry + 1 - self.window) if self.window else 0
+        reached = {stage for entry in self.entries[first : self.entry + 1] for stage in entry}
         shares = [0.0] * count
-        for stage in earlier:
-            shares[stage] = self.review / len(earlier)
+        for stage in reached:
+            if self.prioritize:
+                accuracy = self.accuracies[stage] if len(self.accuracies) == count else 0.0
+                shares[stage] = accuracy * (1 - accuracy) + LEAST_PRIORITY
+            elif self.window:
+                shares[stage] = 1.0
+            elif stage != self.stage:
+                shares[stage] = self.review / (len(reached) - 1)
+        if self.window or self.prioritize:
+            return [share / sum(shares) for share in shares]
         shares[self.stage] = 1.0 - sum(shares)
         return shares
 
@@ -120,7 +142,10 @@ class CurriculumCallback(Callback):
             return
         log_metrics(trainer, {"train/stage": float(self.stage)}, pl_module.batches_seen - 1)
         self.epochs += 1
-        accuracy = trainer.callback_metrics.get(f"val/{data.stages.names[self.stage]}_accuracy")
+        found = [trainer.callback_metrics.get(f"val/{name}_accuracy") for name in data.stages.names]
+        accuracy = found[self.stage]
+        if self.prioritize:
+            self.accuracies = [0.0 if one is None else float(one) for one in found]
         if self.advance_at is not None and accuracy is not None and accuracy >= self.advance_at:
             others = [i for i in range(self.entry, len(self.entries)) if self.entries[i][0] != self.stage]
             if others:
@@ -143,7 +168,8 @@ class CurriculumCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the list the run is."""
-        return {"entry": self.entry, "epochs": self.epochs}
+        state = {"entry": self.entry, "epochs": self.epochs}
+        return {**state, "accuracies": self.accuracies} if self.prioritize else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there.
@@ -154,7 +180,11 @@ class CurriculumCallback(Callback):
         counts = [state_dict["entry"], state_dict["epochs"]]
         if any(type(count) is not int or count < 0 for count in counts):
             raise ValueError(f"the curriculum is at {state_dict!r}")
+        accuracies = state_dict.get("accuracies", [])
+        if type(accuracies) is not list or not all(type(one) is float and 0 <= one <= 1 for one in accuracies):
+            raise ValueError(f"the curriculum is at {state_dict!r}")
         self.entry, self.epochs = counts
+        self.accuracies = accuracies
 
 
 def _data(trainer: Trainer) -> ProblemDataModule:

@@ -1,7 +1,7 @@
 """What an algorithm is: advantages, once for each rollout, and a loss."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class Algorithm(ABC):
     """Turns rollouts into losses. Derive from it and name your class in the configuration.
 
     The module adds up ``policy + vf_coef * value - ent_coef * entropy``, and gives the advantages of a batch mean 0 and
-    standard deviation 1 where ``normalize_advantage`` is true.
+    standard deviation 1 where ``normalize_advantage`` is true, or those of each minibatch.
 
     Attributes:
         samples_per_problem: Episodes of each problem.
@@ -52,7 +52,7 @@ class Algorithm(ABC):
         vf_coef: Weight of the critic's loss.
         ent_coef: Weight of the entropy bonus; the one to start with, if there is a target.
         ent_target: Entropy, in nats, that the weight of its bonus is steered to; None for a fixed weight.
-        normalize_advantage: Whether advantages are normalised.
+        normalize_advantage: Whether advantages are normalised: in each batch, or in each minibatch.
         needs_value: Whether the agent must have a critic.
         continue_after_done: Whether steps after the end of an episode count.
         target_kl: No more updates from a rollout once the metric ``approx_kl`` exceeds it; None for no limit.
@@ -64,7 +64,7 @@ class Algorithm(ABC):
     vf_coef = 0.5
     ent_coef = 0.0
     ent_target: float | None = None
-    normalize_advantage = True
+    normalize_advantage: bool | Literal["minibatch"] = True
     needs_value = True
     continue_after_done = False
     target_kl: float | None = None

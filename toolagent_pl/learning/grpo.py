@@ -1,5 +1,7 @@
 """Algorithms that compare several episodes of the same problem, in place of a critic."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ class _GroupAlgorithm(Algorithm):
     """What the two have in common."""
 
     needs_value = False
-    normalize_advantage = False
+    normalize_advantage: bool | Literal["minibatch"] = False
     vf_coef = 0.0
 
     def _check(self) -> None:

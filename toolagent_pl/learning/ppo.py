@@ -1,5 +1,7 @@
 """Proximal policy optimisation."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -43,11 +45,12 @@ class PPO(A2C):
         ent_target: float | None = None,
         gamma: float = 1.0,
         gae_lambda: float = 1.0,
-        normalize_advantage: bool = True,
+        normalize_advantage: bool | Literal["minibatch"] = True,
     ) -> None:
         check_counts(epochs=epochs, minibatches=minibatches)
         check_coefficients(clip_range=clip_range, clip_range_vf=clip_range_vf, target_kl=target_kl)
-        super().__init__(vf_coef, ent_coef, ent_target, gamma, gae_lambda, normalize_advantage)
+        super().__init__(vf_coef, ent_coef, ent_target, gamma, gae_lambda)
+        self.normalize_advantage = normalize_advantage
         self.epochs, self.minibatches = epochs, minibatches
         self.clip_range, self.clip_range_vf, self.target_kl = clip_range, clip_range_vf, target_kl
 

@@ -63,17 +63,25 @@ class ProgressReward(Reward):
     value covers, and an operator counts when it joins the two spans that it joins in the problem. Numbers
     that are equal by luck are no progress.
 
+    With ``potential`` the last step pays back what the steps before were paid for operators, so that an episode pays
+    its outcome in the end, and the best plans are those of ``OutcomeReward``. That is potential-based shaping, ``F =
+    P(s') - P(s)`` without discount, of the potential P(s) = weight x operators carried out, 0 once an episode is over.
+    Algorithms that see only what an episode pays as a whole (GRPO, RLOO) do not notice it.
+
+    Source: Ng, Harada and Russell, "Policy Invariance under Reward Transformations", ICML 1999, theorem 1.
+
     Args:
         weight: Reward for each operator, at the step that carries it out.
+        potential: Pay it back at the last step.
 
     Raises:
         ValueError: If ``weight`` is negative.
     """
 
-    def __init__(self, weight: float = 0.2) -> None:
+    def __init__(self, weight: float = 0.2, potential: bool = False) -> None:
         if not 0 <= weight < float("inf"):
             raise ValueError(f"model.reward.weight: got {weight}, expected a number of at least 0")
-        self.weight = weight
+        self.weight, self.potential = weight, potential
 
     def check_env(self, env: Env[Any]) -> None:
         """Refuse any environment but the calculator."""
@@ -84,7 +92,10 @@ class ProgressReward(Reward):
         """Reward of each step, float32 ``[T, N]``."""
         assert isinstance(env, CalculatorEnv)  # check_env saw to it
         carried_out = operators_carried_out(env, rollout.problems, rollout.tokens.masked_fill(~rollout.mask, -1))
-        return at_last_step(rollout.outcome.correct.float(), rollout) + self.weight * carried_out
+        at_the_end = rollout.outcome.correct.float()
+        if self.potential:
+            at_the_end = at_the_end - self.weight * carried_out.sum(0)
+        return at_last_step(at_the_end, rollout) + self.weight * carried_out
 
 
 def operators_carried_out(env: CalculatorEnv, problems: Problems, tokens: Tensor) -> Tensor:
