@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
     here = Path.cwd()
     os.chdir(directory)
     try:
-        main(["fit", *SHORT, *TRAINED, "--trainer.log_every_n_steps=1", "--data.batch_size=64"])
+        main(["fit", *TRAINED, *SHORT[1:], "--trainer.log_every_n_steps=1", "--data.batch_size=64"])
     finally:
         os.chdir(here)
     return directory / "lightning_logs" / "version_0"

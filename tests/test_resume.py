@@ -167,7 +167,7 @@ def test_whatever_a_batch_does_it_ends_the_same(tmp_path, monkeypatch, options, 
     assert bool(polished) == (POLISHING[0] in options)
     if epochs == 7:
         assert batches == 40
-        assert found["train/learning_rate"][-1][1] == pytest.approx(0.003 * 0.02)
+        assert found["train/learning_rate"][-1][1] == pytest.approx(0.006 * 0.02)
         main([*fit, "--ckpt_path=last"])  # there is nothing left to do
         assert batches_of(last(stopped)) == batches
 

@@ -38,7 +38,7 @@ def beside_the_run(trained, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--model.learning_rate=0.0001"], "model.learning_rate: got 0.0001, expected 0.003 as in the checkpoint"),
+        (["--model.learning_rate=0.0001"], "model.learning_rate: got 0.0001, expected 0.006 as in the checkpoint"),
         (
             ["--model.algorithm=GRPO"],
             "model.algorithm: got toolagent_pl.learning.",

@@ -193,7 +193,7 @@ class ArgumentParser(LightningArgumentParser):
         if match := re.match(r"[Uu]nrecognized arguments: --([\w.+-]+)|.*does not accept option '([\w.]+)'", message):
             unknown = match[1] or match[2]
             options = [o[2:] for action in parser._actions for o in action.option_strings if o.startswith("--")]
-            near = difflib.get_close_matches(unknown, options, n=2, cutoff=0.7)
+            near = difflib.get_close_matches(unknown, options, n=2, cutoff=0.8)
             hint = f", did you mean --{' or --'.join(near)}?" if near else "; --help lists all of them"
             message = f"unknown option --{unknown}{hint}"
         show_traceback(ex)
@@ -396,7 +396,7 @@ class ToolAgentCLI(LightningCLI):
         try:
             self.checkpoint = read_header(path)
             saved = check_origin(self.checkpoint).get("settings")
-            if saved and self.config.subcommand == "fit":
+            if saved is not None and self.config.subcommand == "fit":
                 check_settings(saved, self.settings)
         except ValueError as error:
             self.parser.error(str(error), error)

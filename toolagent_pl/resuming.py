@@ -59,6 +59,8 @@ def check_settings(saved: Any, now: Settings) -> None:
     Raises:
         ValueError: Names the first option that differs, and both values.
     """
+    if isinstance(saved, dict) and not saved:
+        return  # it was not made by the command line
     if not isinstance(saved, dict) or any(type(text) is not str for pair in saved.items() for text in pair):
         raise ValueError("ckpt_path: got settings in the checkpoint that cannot be read, expected those of a run")
     for option in sorted({*saved, *now}):

@@ -111,6 +111,7 @@ TABLE = (
     Rule("log_every_n_steps", at_least(1), "at least 1"),
     Rule("num_sanity_val_steps", at_least(0, -1), "at least 0, or -1 for all batches"),
     Rule("fast_dev_run", at_least(0), "a number of batches, true or false"),
+    Rule("profiler", lambda value: value != "xla", "simple, advanced, pytorch, or a class: xla is for TPUs"),
     # What was never tried with manual optimisation, clipping and checkpoints of this project.
     Rule("num_nodes", lambda value: 1 <= value <= MOST_NODES, f"at least 1, and at most {MOST_NODES}"),
     Rule("devices", are_devices, f"auto, 1 to at most {MOST_DEVICES}, or -1 for all"),

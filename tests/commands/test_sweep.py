@@ -59,7 +59,7 @@ def test_a_sweep_tries_settings_and_goes_on_and_writes_the_best(capsys):
     assert main([configuration()]) == 0
     first = trials()
     assert [trial.state for trial in first] == [TrialState.COMPLETE] * 2
-    assert first[0].params == {"model.learning_rate": 0.003, "model.algorithm.ent_target": "null"}  # as it is
+    assert first[0].params == {"model.learning_rate": 0.006, "model.algorithm.ent_target": "null"}  # as it is
     assert main(["--config=sweep.yaml", "--trials=3"]) == 0
     assert [trial.params for trial in trials()[:2]] == [trial.params for trial in first]
     assert len(trials()) == 3
@@ -162,7 +162,7 @@ def test_a_failed_trial_is_counted_and_the_sweep_goes_on(monkeypatch):
 def test_the_configuration_that_is_there_is_good(monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     sweep = Sweep(**yaml.safe_load((CONFIGS / "sweep.yaml").read_text()))
-    assert sweep.check() == {"model.learning_rate": 0.003, "model.algorithm.ent_target": "null"}
+    assert sweep.check() == {"model.learning_rate": 0.006, "model.algorithm.ent_target": "null"}
     assert sweep.trials == 20
 
 

@@ -122,10 +122,11 @@ def _collect(
         before, state = state, env.step(state, token)
         previous = token
         if t == 0 and checked:
+            if isinstance(state, type(before)):  # these by their names
+                check_returned(env, "step", "terminated", state.terminated, torch.bool, [size])
+                check_returned(env, "step", "truncated", state.truncated, torch.bool, [size])
+                check_returned(env, "step", "steps", state.steps, torch.int64, [size])
             check_kept(env, "step", "the state", state, before)
-            check_returned(env, "step", "terminated", state.terminated, torch.bool, [size])
-            check_returned(env, "step", "truncated", state.truncated, torch.bool, [size])
-            check_returned(env, "step", "steps", state.steps, torch.int64, [size])
         if not drop:
             continue
         alive = (~(state.terminated | state.truncated)).nonzero()[:, 0]
