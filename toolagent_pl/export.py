@@ -6,6 +6,7 @@ graphs that compute something else without a word, so a graph is read again and 
 
 import contextlib
 import importlib.util
+import io
 import json
 import logging
 import warnings
@@ -31,6 +32,7 @@ GraphFormat = Literal["onnx", "torch"]
 FORMATS = get_args(GraphFormat)
 SUFFIX = {"onnx": "onnx", "torch": "pt2"}
 DESCRIPTION = "graphs.json"
+LEAST_PROMPT = 2  # tokens: a digit, and CTX
 LEAST_OPERANDS = 2  # columns of the tape: the exporters know no tensor of no columns
 COMPARED = 500  # problems of each stage that a graph is tried on
 STAGES = ["E1", "E2", "E3", "E5", "E8"]
@@ -257,9 +259,11 @@ def _free_sizes() -> Iterator[None]:
 
 
 def _traced(module: nn.Module, inputs: list[Tensor], free: list[dict[int, str]]) -> ExportedProgram:
-    named = {"batch": Dim("batch"), "prompt": Dim("prompt"), "operands": Dim("operands", min=LEAST_OPERANDS)}
+    prompt, operands = Dim("prompt", min=LEAST_PROMPT), Dim("operands", min=LEAST_OPERANDS)
+    named = {"batch": Dim("batch"), "prompt": prompt, "operands": operands}
     shapes = tuple({d: named.get(name, Dim.AUTO) for d, name in one.items()} for one in free)
-    return torch.export.export(module.eval(), tuple(inputs), dynamic_shapes=(shapes,), strict=False)
+    with contextlib.redirect_stderr(io.StringIO()):  # where it prints the graph so far, if it cannot go on
+        return torch.export.export(module.eval(), tuple(inputs), dynamic_shapes=(shapes,), strict=False)
 
 
 def _described(name: str, tensor: Tensor, free: dict[int, str]) -> dict[str, Any]:

@@ -167,7 +167,8 @@ class Solver:
         if isinstance(expressions, str):
             return self.solve([expressions])[0]
         texts = list(expressions)
-        return [Solution.of(text, episode) for text, episode in zip(texts, self.episodes(texts), strict=True)]
+        with without_collecting():
+            return [Solution.of(text, episode) for text, episode in zip(texts, self.episodes(texts), strict=True)]
 
     def episodes(self, expressions: Sequence[str]) -> list[Episode]:
         """The same with all that is known of each episode, for drawing: the prompt and the places looked at, too.

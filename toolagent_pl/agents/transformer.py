@@ -58,8 +58,8 @@ class TransformerReader(Agent):
             raise ValueError(f"model.agent.layers: got {layers}, expected 1 to 64")
         self.heads = heads
         self.embedding = nn.Embedding(spec.vocabulary.size, d)
-        layer = nn.TransformerEncoderLayer(d, heads, 2 * d, dropout=0.0, batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(d), enable_nested_tensor=False)
+        self.layers = nn.ModuleList(_EncoderLayer(d, heads) for _ in range(layers))
+        self.encoded = nn.LayerNorm(d)
         self.nowhere = nn.Parameter(torch.zeros(d))
         self.look = nn.Linear(spec.places * d + spec.flags + d, d)
         self.keys_values = nn.Linear(d, 2 * d)
@@ -75,8 +75,11 @@ class TransformerReader(Agent):
         length = problems.prompt.shape[1]
         visible = torch.arange(length, device=problems.device) < problems.prompt_length[:, None]
         embedded = self.embedding(problems.prompt)
-        x = self.encoder(embedded + _positions(length, embedded), src_key_padding_mask=~visible)
-        keys, values = self._split(self.keys_values(x)).chunk(2, -1)
+        x = embedded + _positions(length, embedded)
+        for layer in self.layers:
+            x = layer(x, visible)
+        x = self.encoded(x)
+        keys, values = _by_heads(self.keys_values(x), self.heads).chunk(2, -1)
         nowhere = self.nowhere.to(x.dtype).expand(x.shape[0], 1, -1)
         return TransformerCache(torch.cat([x, nowhere], 1), keys, values, visible)
 
@@ -89,18 +92,46 @@ class TransformerReader(Agent):
         seen = encoded.gather(1, place[..., None].expand(-1, -1, encoded.shape[2])).flatten(1)
         heard = self.embedding(previous)
         x = self.look(torch.cat([seen, observation.flags.to(seen.dtype), heard.to(seen.dtype)], 1))
-        key, value = self._split(self.keys_values(x)[:, None]).chunk(2, -1)
+        key, value = _by_heads(self.keys_values(x)[:, None], self.heads).chunk(2, -1)
         keys, values = torch.cat([cache.keys, key], 2), torch.cat([cache.values, value], 2)
         visible = torch.cat([cache.visible, torch.ones_like(cache.visible[:, :1])], 1)
-        query = self._split(self.query(x)[:, None])
-        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible[:, None, None, :])
-        x = x + self.attended(attended.transpose(1, 2).flatten(1))
+        query = _by_heads(self.query(x)[:, None], self.heads)
+        x = x + self.attended(_attend(query, keys, values, visible)[:, 0])
         x = self.norm(x + self.feed_forward(x))
         return Policy(self.policy(x), self.value(x)[:, 0]), TransformerCache(encoded, keys, values, visible)
 
-    def _split(self, x: Tensor) -> Tensor:
-        """``[B, L, k d]`` by heads, ``[B, H, L, k d / H]``."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+class _EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward network, as ``nn.TransformerEncoderLayer(norm_first=True)`` has them.
+
+    That one cannot be exported: as PyTorch traces its attention, a batch of one and a prompt of one are excluded.
+    """
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention, self.before_feed_forward = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.queries_keys_values = nn.Linear(d, 3 * d)
+        self.attended = nn.Linear(d, d)
+        self.feed_forward = nn.Sequential(nn.Linear(d, 2 * d), nn.ReLU(), nn.Linear(2 * d, d))
+
+    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
+        """``[B, L, d]``; what is not ``visible``, bool ``[B, L]``, is not attended to."""
+        projected = self.queries_keys_values(self.before_attention(x)).chunk(3, 2)
+        queries, keys, values = (_by_heads(one, self.heads) for one in projected)
+        x = x + self.attended(_attend(queries, keys, values, visible))
+        return x + self.feed_forward(self.before_feed_forward(x))
+
+
+def _by_heads(x: Tensor, heads: int) -> Tensor:
+    """``[B, L, k d]`` by heads, ``[B, H, L, k d / H]``."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """What queries ``[B, H, Q, d / H]`` get, ``[B, Q, d]``; ``visible`` says which keys there are, bool ``[B, K]``."""
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible[:, None, None, :])
+    return attended.transpose(1, 2).flatten(2)
 
 
 def _positions(length: int, like: Tensor) -> Tensor:
