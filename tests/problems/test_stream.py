@@ -249,3 +249,30 @@ def test_a_fixed_sample_is_spread_over_its_stage():
 def test_fixed_problems_of_no_size_are_refused(purpose, per_stage, batch_size, option):
     with pytest.raises(ValueError, match=rf"^data\.{option}: got -?\d+, expected at least 1 and at most 16777216"):
         FixedProblems(STAGES, purpose, per_stage, batch_size)
+
+
+def test_batches_that_mix_stages_hold_the_same_problems():
+    stages = Stages(["T0", "E3", "E1"])
+
+    def told(ranks: int, **options) -> list[tuple]:
+        found = []
+        for rank in range(ranks):
+            batches = FixedProblems(stages, Purpose.VALIDATION, 7, rank=rank, ranks=ranks, **options)
+            assert len(batches) == len(list(batches))
+            for problems in batches:
+                rows = zip(problems.stage.tolist(), problems.number.tolist(), problems.target.tolist(), strict=True)
+                found += [
+                    (*row, tape[:n])
+                    for row, tape, n in zip(rows, problems.operands.tolist(), problems.length.tolist(), strict=True)
+                ]
+        return sorted(found)
+
+    apart = told(1, batch_size=50)
+    assert len(apart) == 21
+    assert len(FixedProblems(stages, Purpose.VALIDATION, 7, batch_size=50, mixed=True)) == 1
+    assert (
+        told(1, batch_size=50, mixed=True)
+        == told(1, batch_size=4, mixed=True)
+        == told(2, batch_size=5, mixed=True)
+        == apart
+    )

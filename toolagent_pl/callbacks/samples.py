@@ -20,9 +20,12 @@ from toolagent_pl.trackers import log_lines, media_loggers
 @torch.no_grad()
 def sample_episodes(module: ToolAgent, per_stage: int) -> Iterator[list[Episode]]:
     """Greedy episodes on the same few problems each time, stage after stage."""
-    problems = FixedProblems(module.stages, Purpose.PREDICT, per_stage, batch_size=per_stage, device=module.device)
-    for batch in problems:
-        yield episodes(module.act(batch), module.env, module.stages.names)
+    count = per_stage * len(module.stages)
+    problems = FixedProblems(module.stages, Purpose.PREDICT, per_stage, count, device=module.device, mixed=True)
+    (batch,) = problems
+    found = episodes(module.act(batch), module.env, module.stages.names)
+    for first in range(0, count, per_stage):
+        yield found[first : first + per_stage]
 
 
 class SampleEpisodes(Callback):

@@ -170,7 +170,9 @@ class ProblemDataModule(LightningDataModule):
 
     def val_dataloader(self) -> FixedProblems:
         """A fixed sample of every stage that is trained on."""
-        return self._fixed(self.stages, Purpose.VALIDATION, self.val_problems)
+        fixed = self._fixed(self.stages, Purpose.VALIDATION, self.val_problems)
+        fixed.mixed = True
+        return fixed
 
     def test_dataloader(self) -> FixedProblems:
         """Every problem of the stages that can be enumerated, a fixed sample of the others, unseen ones among them."""

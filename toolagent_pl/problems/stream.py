@@ -110,12 +110,13 @@ class FixedProblems:
         stages: To take problems from.
         purpose: Which sample.
         per_stage: Most problems of each stage.
-        batch_size: Most problems in a batch of one rank. A batch never mixes stages.
+        batch_size: Most problems in a batch of one rank.
         whole: Take all problems of stages small enough to be enumerated, those that are trained on among them.
         most: With ``whole``, problems of a stage above which a sample is taken; None for as many as can be enumerated.
         rank: This rank, from 0; the ranks share the problems, none twice.
         ranks: How many ranks there are.
         device: Where the problems are made.
+        mixed: Put samples of several stages into a batch: fewer and fuller ones, for what is done again and again.
 
     Raises:
         ValueError: If a size is not positive.
@@ -132,6 +133,7 @@ class FixedProblems:
         ranks: int = 1,
         device: torch.device | str = "cpu",
         most: int | None = None,
+        mixed: bool = False,
     ) -> None:
         if not 1 <= batch_size <= LARGEST_BATCH:
             raise ValueError(f"data.eval_batch_size: got {batch_size}, expected at least 1 and at most {LARGEST_BATCH}")
@@ -140,7 +142,7 @@ class FixedProblems:
             raise ValueError(f"{option}: got {per_stage}, expected at least 1 and at most {LARGEST_BATCH}")
         self.stages, self.device = stages.to(device), torch.device(device)
         self.purpose, self.per_stage, self.batch_size, self.whole = purpose, per_stage, batch_size, whole
-        self.rank, self.ranks, self.most = rank, ranks, most
+        self.rank, self.ranks, self.most, self.mixed = rank, ranks, most, mixed
 
     def _all_of(self, stage: int) -> int | None:
         """How many problems a stage has, where all of them are taken."""
@@ -152,9 +154,17 @@ class FixedProblems:
         return torch.arange(self.rank, max(self.rank, size), self.ranks, device=self.device)
 
     def __len__(self) -> int:
-        return sum(-(-len(self._numbers(stage)) // self.batch_size) for stage in range(len(self.stages)))
+        sizes = [len(self._numbers(stage)) for stage in range(len(self.stages))]
+        return sum(-(-size // self.batch_size) for size in ([sum(sizes)] if self.mixed else sizes))
 
     def __iter__(self) -> Iterator[Problems]:
+        if self.mixed:
+            numbers = [self._numbers(stage) for stage in range(len(self.stages))]
+            positions = torch.cat([torch.full_like(number, stage) for stage, number in enumerate(numbers)])
+            both = torch.stack([torch.cat(numbers), positions])
+            for number, position in both.split(self.batch_size, 1) if both.shape[1] else ():
+                yield self.stages.draw(number, position, 0, self.purpose, held_out=True)
+            return
         for stage in range(len(self.stages)):
             for number in self._numbers(stage).split(self.batch_size):
                 if not len(number):
