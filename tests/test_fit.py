@@ -342,7 +342,7 @@ def test_stages_of_patterns_and_of_operators_train(capsys):
         ("algorithm=mine.Nowhere", "Nowhere.advantages: got NoneType, expected Advantages"),
         ("algorithm=mine.Loose", "Loose.loss: got tuple, expected LossTerms"),
         ("algorithm=mine.Vector", "Vector.loss: got float32 of shape [3] for value, expected float32 of shape []"),
-        ("env=mine.Shorter", "Shorter.step: got int64 of shape [1] in the state, expected int64 of shape [64] as"),
+        ("env=mine.Shorter", "Shorter.step: got int64 of shape [1] for steps, expected int64 of shape [64]"),
         ("env=mine.Silent", "Silent.observe: got NoneType, expected an Observation"),
         ("env=mine.Judged", "Judged.outcome: got int64 of shape [64] for correct, expected bool of shape [64]"),
         ("agent=mine.Turned", "Turned.forward: got float32 of shape [64, 3] for log_prob, expected float32 of shape"),
