@@ -23,7 +23,7 @@ def test_a_section_runs_as_it_stands(title, tmp_path, monkeypatch, capsys):
     if "onnx" in section:
         pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("toolagent_pl.commands.export.newest_checkpoint", lambda: PRETRAINED)  # there is no run here
+    monkeypatch.setattr("toolagent_pl.commands.parser.newest_checkpoint", lambda: PRETRAINED)  # there is no run here
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for language, code in re.findall(r"^```(\w+)\n(.*?)^```", section, re.MULTILINE | re.DOTALL):
         if language == "python":

@@ -17,19 +17,23 @@ def run() -> None:
     try:
         if sys.argv[1:2] and sys.argv[1] in OWN_COMMANDS:  # without Lightning, which loads longer than an answer takes
             command = importlib.import_module(f"toolagent_pl.commands.{sys.argv[1]}").main
-            gc.freeze()
-            gc.enable()
+            _collect_again()
             sys.exit(command(sys.argv[2:]))
 
         from toolagent_pl.cli import main
         from toolagent_pl.process import outlive_readers
 
-        gc.freeze()
-        gc.enable()
+        _collect_again()
         outlive_readers()
         main()
     except KeyboardInterrupt:  # before there is anything to save, or a second time
         sys.exit(130)
+
+
+def _collect_again() -> None:
+    """Collect garbage from here on, and none of what was loaded."""
+    gc.freeze()
+    gc.enable()
 
 
 def script() -> None:

@@ -314,8 +314,9 @@ class ToolAgentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look at the checkpoint before anything is built."""
+        words = sys.argv[1:] if args is None else args
         try:
-            allow_own_modules(sys.argv[1:] if args is None else args)
+            allow_own_modules(words)
             super().parse_arguments(parser, args)
             options = self.config[self.config.subcommand]
             for path in filter(None, options.config or []):  # None is one that was written on the command line
@@ -330,7 +331,7 @@ class ToolAgentCLI(LightningCLI):
             options.curriculum.stages = None
             if options.curriculum.ent_targets == DEFAULT_ENT_TARGETS:
                 options.curriculum.ent_targets = None
-        named = {word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)}
+        named = {word.partition("=")[0] for word in words}
         if self.config.subcommand != "fit" and "--data.stages" in named and "--data.unseen" not in named:
             # Whoever names the stages to try means these and no others, not even those of the configuration.
             options.data.unseen = options.model.unseen = []

@@ -47,13 +47,13 @@ class LearningCurve(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what the agent can do, and stop if it is time."""
         assert isinstance(pl_module, ToolAgent)
+        if not pl_module.epoch_is_whole:
+            return
         names = pl_module.stages.names[: pl_module.trained_stages]
         right = [float(trainer.callback_metrics[f"val/{name}_accuracy"]) for name in names]
         before = self.curve[-1][0] if self.curve else 0
         new = trainer.strategy.reduce(torch.tensor(self._new, device=pl_module.device), reduce_op="sum")
         tokens, self._new = before + int(new), 0
-        if tokens == before:  # going on after a stop, Lightning ends an epoch again
-            return
         self.curve.append([tokens, round(self.seconds, 3), *(round(one, 5) for one in right)])
         last = self.curve[-self.IN_A_ROW :]
         if self.solved is not None and len(last) == self.IN_A_ROW:

@@ -1,22 +1,23 @@
 """``python -m toolagent_pl export``: a trained agent as graphs that need nothing of this package, or as a folder."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from toolagent_pl import export
 from toolagent_pl.agents import Agent
+from toolagent_pl.commands.parser import CommandParser, agent_path, failed
 from toolagent_pl.envs import Env
 from toolagent_pl.learning.rollout import collect
 from toolagent_pl.problems import Stages
+from toolagent_pl.problems.stream import FixedProblems
 from toolagent_pl.randomness import Purpose
-from toolagent_pl.saved import SavedAgent, build, newest_checkpoint, read, write
+from toolagent_pl.saved import SavedAgent, build, read, write
 
-USAGE_ERROR = 2
+BATCH = 4096
 FORMATS = (*export.FORMATS, "safetensors")
 EXAMPLES = """\
 examples:
@@ -25,21 +26,8 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"error: {message}; see export --help\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m toolagent_pl export",
-        description="Write a trained agent for other programs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("export", description="Write a trained agent for other programs.", epilog=EXAMPLES)
     parser.add_argument(
         "--format",
         choices=FORMATS,
@@ -47,20 +35,15 @@ def _parser() -> argparse.ArgumentParser:
         help="onnx: graphs of prefill and decode; torch: the same as torch.export programs; safetensors: a folder "
         "with weights, config.json and a model card, which solve and Solver.from_pretrained load",
     )
-    parser.add_argument(
-        "--ckpt_path",
-        metavar="PATH",
-        help="a checkpoint, or last for that of the newest run here, or the folder of a saved agent "
-        "(default: the agent that comes with the package)",
-    )
+    parser.add_ckpt_path()
     parser.add_argument("--output", metavar="DIR", default="exported", help="where to write (default: exported)")
     parser.add_argument(
         "--test_problems",
         metavar="N",
         type=int,
         default=10_000,
-        help="held-out problems of each trained stage that the model card tells the results of (default: 10000; with "
-        "safetensors, where no results are known)",
+        help="most problems of each trained stage that the model card tells the results of: all of a stage that has no "
+        "more, else held-out ones (default: 10000; with safetensors, where no results are known)",
     )
     return parser
 
@@ -75,8 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         print(_export(options))
     except (ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return USAGE_ERROR
+        return failed(error)
     return 0
 
 
@@ -84,7 +66,7 @@ def _export(options: argparse.Namespace) -> str:
     """Export, and say what came of it."""
     if options.test_problems < 0:
         raise ValueError(f"test_problems: got {options.test_problems}, expected at least 0")
-    saved = read(newest_checkpoint() if options.ckpt_path == "last" else options.ckpt_path)
+    saved = read(agent_path(options))
     agent, env = build(*saved)
     directory, stages = Path(options.output).expanduser(), len(saved.description["trained_stages"])
     if options.format == "safetensors":
@@ -98,19 +80,20 @@ def _export(options: argparse.Namespace) -> str:
     return f"{directory}: prefill and decode of {type(agent).__name__}, with the same plans for {tried:,} problems"
 
 
-def _figures(saved: SavedAgent, agent: Agent, env: Env[Any], count: int) -> dict[str, dict[str, int]]:
-    """How many held-out problems of each stage the agent answers correctly; stages of one's own are left out."""
+def _figures(saved: SavedAgent, agent: Agent, env: Env[Any], most: int) -> dict[str, dict[str, int]]:
+    """How many problems of each stage the agent answers correctly; stages of one's own are left out.
+
+    All of a stage that has no more than ``most`` are tried, else so many that are held out.
+    """
     figures: dict[str, dict[str, int]] = {}
-    seed = saved.description.get("seed")
-    number = torch.arange(count)
-    for position, name in enumerate(saved.description["trained_stages"] if count else ()):
+    for position, name in enumerate(saved.description["trained_stages"] if most else ()):
         try:
             stages = Stages([name], env.vocabulary.tools)
         except ValueError:  # its pattern is not known here
             continue
-        problems = stages.draw(
-            number, torch.zeros_like(number), seed if isinstance(seed, int) else 0, Purpose.TEST, held_out=True
-        )
-        rollout = collect(agent, env, problems._replace(stage=torch.full_like(number, position)))
-        figures[name] = {"right": int(rollout.outcome.correct.sum()), "tried": count}
+        right = tried = 0
+        for problems in FixedProblems(stages, Purpose.TEST, most, BATCH, whole=True, most=most):
+            rollout = collect(agent, env, problems._replace(stage=torch.full_like(problems.stage, position)))
+            right, tried = right + int(rollout.outcome.correct.sum()), tried + problems.size
+        figures[name] = {"right": right, "tried": tried}
     return figures

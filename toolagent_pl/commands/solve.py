@@ -13,16 +13,13 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from toolagent_pl.commands.parser import INTERRUPTED, CommandParser, agent_path, failed
 from toolagent_pl.drawing import LEGEND, draw, page
 from toolagent_pl.episodes import Episode
 from toolagent_pl.problems.expression import ExpressionError
-from toolagent_pl.saved import newest_checkpoint
 from toolagent_pl.solver import Solution, Solver
 
-USAGE_ERROR = 2
-INTERRUPTED = 130  # what shells expect of a program that was stopped from the keyboard
 MOST_DRAWN = 1000  # expressions on a page
 CHUNK = 10_000  # lines that are read before they are solved
 UNLIMITED = 100_000  # columns, where nobody looks
@@ -34,20 +31,11 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"error: {message}; see solve --help\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m toolagent_pl solve",
+    parser = CommandParser(
+        "solve",
         description="Solve arithmetic expressions with a trained agent, and show how it does it.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "expressions",
@@ -57,12 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object for each expression, a line each")
     parser.add_argument("--html", metavar="FILE", help="also write a page in which to step through the plans")
-    parser.add_argument(
-        "--ckpt_path",
-        metavar="PATH",
-        help="a checkpoint, or last for that of the newest run here, or the folder of a saved agent "
-        "(default: the agent that comes with the package)",
-    )
+    parser.add_ckpt_path()
     return parser
 
 
@@ -88,9 +71,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _solve(options: argparse.Namespace) -> int:
     try:
-        solver = Solver.from_checkpoint(newest_checkpoint() if options.ckpt_path == "last" else options.ckpt_path)
+        solver = Solver.from_checkpoint(agent_path(options))
     except (ValueError, OSError) as error:
-        return _failed(error)
+        return failed(error)
     status, solved = 0, 0
     drawn: list[tuple[str, Episode]] = []
     width = shutil.get_terminal_size((UNLIMITED, 0)).columns
@@ -98,7 +81,7 @@ def _solve(options: argparse.Namespace) -> int:
     for texts in _chunks(options.expressions):
         for text, result in zip(texts, solver.attempt(texts), strict=True):
             if isinstance(result, ExpressionError):
-                status = _failed(result)
+                status = failed(result)
                 continue
             solved += 1
             if options.json:
@@ -117,15 +100,8 @@ def _solve(options: argparse.Namespace) -> int:
             text = page([given for given, _ in drawn], [episode for _, episode in drawn], solver.env)
             Path(options.html).expanduser().write_text(text, encoding="utf-8")
         except (ValueError, OSError) as error:
-            status = _failed(error)
+            status = failed(error)
     return status
-
-
-def _failed(error: Exception) -> int:
-    """Say what is wrong in one line, behind what was printed before it."""
-    sys.stdout.flush()
-    print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-    return USAGE_ERROR
 
 
 def _chunks(expressions: Sequence[str]) -> Iterator[list[str]]:

@@ -1,7 +1,6 @@
 """``python -m toolagent_pl sweep``: a search for good options of ``fit``."""
 
 import logging
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from toolagent_pl.commands.parser import INTERRUPTED, failed
+
 if TYPE_CHECKING:
     from toolagent_pl.sweep import Sweep
 
-USAGE_ERROR = 2
-INTERRUPTED = 130
 SHOWN = 10  # trials in the table
 EPILOG = "Start the command several times to run several trials at once; start it again to go on with a sweep."
 
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         import optuna
     except ImportError:
-        return _failed("sweep: got no optuna, expected it to be installed: pip install 'toolagent_pl[sweep]'")
+        return failed("sweep: got no optuna, expected it to be installed: pip install 'toolagent_pl[sweep]'")
     from jsonargparse import ActionConfigFile
 
     from toolagent_pl.cli import ArgumentParser
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         if type(error) is not ValueError:
             raise
-        return _failed(str(error))
+        return failed(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
@@ -124,10 +123,3 @@ def _run(sweep: "Sweep") -> int:
     console.print(f"The best of them: python -m toolagent_pl fit --config {best}", markup=False)
     console.print(f"All of them: tensorboard --logdir {sweep.root}", markup=False)
     return 0
-
-
-def _failed(message: str) -> int:
-    """Say what is wrong in one line."""
-    sys.stdout.flush()
-    print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
-    return USAGE_ERROR

@@ -129,9 +129,15 @@ class ProblemDataModule(LightningDataModule):
         return stream
 
     def _fixed(
-        self, stages: Stages, purpose: Purpose, per_stage: int, whole: bool = False, most: int | None = None
+        self,
+        stages: Stages,
+        purpose: Purpose,
+        per_stage: int,
+        whole: bool = False,
+        most: int | None = None,
+        mixed: bool = False,
     ) -> FixedProblems:
-        return FixedProblems(stages, purpose, per_stage, self.eval_batch_size, whole, *self._place(), most)
+        return FixedProblems(stages, purpose, per_stage, self.eval_batch_size, whole, *self._place(), most, mixed)
 
     def check_split(self, ranks: int) -> None:
         """Refuse a number of ranks that cannot share a batch evenly.
@@ -170,9 +176,7 @@ class ProblemDataModule(LightningDataModule):
 
     def val_dataloader(self) -> FixedProblems:
         """A fixed sample of every stage that is trained on."""
-        fixed = self._fixed(self.stages, Purpose.VALIDATION, self.val_problems)
-        fixed.mixed = True
-        return fixed
+        return self._fixed(self.stages, Purpose.VALIDATION, self.val_problems, mixed=True)
 
     def test_dataloader(self) -> FixedProblems:
         """Every problem of the stages that can be enumerated, a fixed sample of the others, unseen ones among them."""

@@ -153,25 +153,21 @@ class FixedProblems:
         size = self._all_of(stage) or min(self.per_stage, self.most or self.per_stage)
         return torch.arange(self.rank, max(self.rank, size), self.ranks, device=self.device)
 
+    def _parts(self) -> list[Tensor]:
+        """Numbers and stages of the problems, int64 ``[2, n]``; no batch has problems of two parts."""
+        numbers = map(self._numbers, range(len(self.stages)))
+        parts = [torch.stack([number, torch.full_like(number, stage)]) for stage, number in enumerate(numbers)]
+        return [torch.cat(parts, 1)] if self.mixed else parts
+
     def __len__(self) -> int:
-        sizes = [len(self._numbers(stage)) for stage in range(len(self.stages))]
-        return sum(-(-size // self.batch_size) for size in ([sum(sizes)] if self.mixed else sizes))
+        return sum(-(-part.shape[1] // self.batch_size) for part in self._parts())
 
     def __iter__(self) -> Iterator[Problems]:
-        if self.mixed:
-            numbers = [self._numbers(stage) for stage in range(len(self.stages))]
-            positions = torch.cat([torch.full_like(number, stage) for stage, number in enumerate(numbers)])
-            both = torch.stack([torch.cat(numbers), positions])
-            for number, position in both.split(self.batch_size, 1) if both.shape[1] else ():
-                yield self.stages.draw(number, position, 0, self.purpose, held_out=True)
-            return
-        for stage in range(len(self.stages)):
-            for number in self._numbers(stage).split(self.batch_size):
-                if not len(number):
-                    continue
-                if self._all_of(stage):
+        for stage, part in enumerate(self._parts()):
+            whole = not self.mixed and self._all_of(stage)
+            for number, position in part.split(self.batch_size, 1) if part.shape[1] else ():
+                if whole:
                     yield self.stages.all_problems(stage, number)
                 else:
-                    positions = torch.full_like(number, stage)
                     # The same problems for every seed of a run, so that runs can be compared.
-                    yield self.stages.draw(number, positions, 0, self.purpose, held_out=True)
+                    yield self.stages.draw(number, position, 0, self.purpose, held_out=True)
