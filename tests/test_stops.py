@@ -122,6 +122,8 @@ def test_steps_go_on_with_more_steps(tmp_path, monkeypatch, whole):
     directory = tmp_path / "stopped"
     for number in (3, 8, 12, 13, 24):
         run(directory, monkeypatch, *steps(number), "--ckpt_path=auto")
+    seconds = [path.name.split(".")[3] for path in directory.rglob("events.out.tfevents.*")]
+    assert len(set(seconds)) == len(seconds) >= 5  # TensorBoard reads them by name: of one second, in any order
     assert difference(end_of(directory), whole[0]) is None
     assert curves(directory) == whole[1]
 

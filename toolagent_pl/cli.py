@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -473,8 +474,12 @@ class ToolAgentCLI(LightningCLI):
         """Curves in the directory of the run.
 
         What was logged after a checkpoint is logged again on going on from it: TensorBoard drops the old points.
+        It reads files in the order of their names, which begin with the second of their making: one that is made in
+        the same second as another may come before it, and points of both would be lost.
         """
         resumed = self.subcommand == "fit" and run.is_dir()
+        if any(run.glob(f"events.out.tfevents.{int(time.time())}.*")):
+            time.sleep(1 - time.time() % 1)
         step = batches_seen(self.checkpoint) if resumed else None
         return TensorBoardLogger(
             run.parent.parent, run.parent.name, version=run.name, default_hp_metric=False, purge_step=step
