@@ -159,7 +159,7 @@ def _parser() -> Any:
     add("--algorithms", choices=ALGORITHMS, nargs="+", default=list(ALGORITHMS), metavar="NAME", help="who learns")
     add("--variants", choices=VARIANTS, nargs="+", default=list(VARIANTS), metavar="NAME", help="what is changed")
     add("--seeds", type=int, default=5, help="how many, from 0")
-    add("--tokens", type=int, default=1_000_000, help="budget of a run")
+    add("--tokens", type=int, default=3_000_000, help="budget of a run")
     add("--jobs", type=int, default=available_cpus(), help="runs at a time, one thread each")
     add("fit_options", nargs="*", metavar="-- options of fit", help="handed on to fit")
     return parser
