@@ -55,6 +55,7 @@ VARIANTS: dict[str, list[str]] = {
     "curriculum: none": [ALL_AT_ONCE, "--curriculum.window=1"],
     "curriculum: priorities": [ALL_AT_ONCE, "--curriculum.prioritize=true"],
     "curriculum: window of 2": ["--curriculum.window=2"],
+    "successes replayed": ["--model.replay=SuccessReplay"],
     "entropy: fixed weight": ["--model.algorithm.ent_target=null", "--model.algorithm.ent_coef=0.05"],
 }
 

@@ -112,15 +112,17 @@ def test_gradients_of_two_ranks_equal_those_of_one(whole, two):
     [
         ["--model.algorithm=dump.Twice", "--model.accumulate=3"],
         ["--model.accumulate=50"],
+        ["--model.replay=SuccessReplay"],
     ],
-    ids=["several updates, each in parts", "parts of different sizes"],
+    ids=["several updates, each in parts", "parts of different sizes", "successes are imitated"],
 )
 def test_however_a_batch_is_learned_from_two_ranks_do_what_one_does(tmp_path, options):
     """Minibatches are the same for any number of ranks, advantages are normalised over all of them."""
     options = [*options, "--data.batch_size=128", "--trainer.max_epochs=2"]
     (whole,) = train(tmp_path / "whole", 1, *options)
     first, second = train(tmp_path / "two", 2, *options)
-    assert len(whole.gradients) == len(first.gradients) == (16 if "--model.algorithm=dump.Twice" in options else 4)
+    updates = {"--model.algorithm=dump.Twice": 16, "--model.replay=SuccessReplay": 8}.get(options[0], 4)
+    assert len(whole.gradients) == len(first.gradients) == updates
     for step, gradient in whole.gradients.items():
         assert torch.equal(first.gradients[step], second.gradients[step])
         torch.testing.assert_close(first.gradients[step], gradient, rtol=0, atol=1e-4 * float(gradient.norm()))

@@ -305,7 +305,7 @@ def test_stages_of_patterns_and_of_operators_train(capsys):
         "  unseen:\n"
         "    - E3\n"
         "    - {name: far, pattern: 'a-(b-c)'}\n"
-        "curriculum: {stages: [easy, [sums, easy], T0], every_n_epochs: 1, advance_at: null, ent_targets: null}\n"
+        "curriculum: {stages: [easy, [sums, easy], T0], every_n_epochs: 1, advance_at: null}\n"
         "model:\n"
         "  agent: {class_path: Reader}\n"
         "  env: {class_path: CalculatorEnv, init_args: {max_steps: auto, feedback: spans}}\n"

@@ -45,7 +45,7 @@ from toolagent_pl.callbacks.finite import NonFiniteError
 from toolagent_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError, guard_restoring, read_header
 from toolagent_pl.configuration import PARSER_MODE, allow_own_modules, check_groups, check_parts
 from toolagent_pl.envs import Env
-from toolagent_pl.learning import Algorithm, Reward
+from toolagent_pl.learning import Algorithm, Reward, SuccessReplay
 from toolagent_pl.module import ToolAgent, batches_seen, check_origin, result_metrics
 from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.process import keep_freed_memory, threads_for
@@ -160,6 +160,7 @@ _PARTS: dict[str, type] = {
     "model.env": Env,
     "model.reward": Reward,
     "model.algorithm": Algorithm,
+    "model.replay": SuccessReplay,
     "optimizer": torch.optim.Optimizer,
 }
 
@@ -327,11 +328,11 @@ class ToolAgentCLI(LightningCLI):
             if re.match(r"[\w.]+: got ", str(error)):
                 parser.error(str(error), error)
             parser.error(f"config: cannot be read ({type(error).__name__}: {error})", error)
-        if list(options.data.stages) != DEFAULT_STAGES and options.curriculum.stages == DEFAULT_CURRICULUM:
-            # It is one for other stages: these are trained on in their order.
-            options.curriculum.stages = None
-            if options.curriculum.ent_targets == DEFAULT_ENT_TARGETS:
-                options.curriculum.ent_targets = None
+        curriculum = options.curriculum
+        if list(options.data.stages) != DEFAULT_STAGES and curriculum.stages == DEFAULT_CURRICULUM:
+            curriculum.stages = None  # it is one for other stages: these are trained on in their order
+        if curriculum.stages != DEFAULT_CURRICULUM and curriculum.ent_targets == DEFAULT_ENT_TARGETS:
+            curriculum.ent_targets = None  # they are those of its entries
         named = {word.partition("=")[0] for word in words}
         if self.config.subcommand != "fit" and "--data.stages" in named and "--data.unseen" not in named:
             # Whoever names the stages to try means these and no others, not even those of the configuration.

@@ -21,7 +21,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 
 from toolagent_pl.envs import Env
-from toolagent_pl.learning import Algorithm, Reward
+from toolagent_pl.learning import Algorithm, Reward, SuccessReplay
 from toolagent_pl.problems import Stage
 
 PARSER_MODE = "bounded_yaml"
@@ -31,7 +31,7 @@ MAX_VALUES = 100_000
 MAX_LENGTH = 2000  # of one value; a number of so many digits can still be written in a message
 PARTS: tuple[type, ...] = (
     torch.nn.Module,  # agents are modules, and are made of modules
-    Env, Reward, Algorithm, Stage, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
+    Env, Reward, Algorithm, SuccessReplay, Stage, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
     Callback, Logger, Profiler, Strategy, Accelerator, Precision, CheckpointIO, ClusterEnvironment, LayerSync,
 )  # fmt: skip
 

@@ -15,7 +15,8 @@ from toolagent_pl.agents import Agent, BlindAgent, Evaluation, Rollout
 from toolagent_pl.checkpoint_io import AtomicCheckpointIO
 from toolagent_pl.envs import CalculatorEnv, Env, EnvSpec, Outcome
 from toolagent_pl.envs.env import check_returned, float_kind
-from toolagent_pl.learning import A2C, Advantages, Algorithm, LossTerms, OutcomeReward, Reward
+from toolagent_pl.learning import A2C, Advantages, Algorithm, LossTerms, OutcomeReward, Reward, SuccessReplay
+from toolagent_pl.learning.replay import Remembered
 from toolagent_pl.learning.rollout import check_evaluation, collect, collect_and_evaluate
 from toolagent_pl.metrics import StageSums, log_metrics
 from toolagent_pl.problems import Problems, Stage, Stages
@@ -121,6 +122,7 @@ class ToolAgent(LightningModule):
         env: Executes the tools.
         reward: What episodes pay.
         algorithm: What is learned from them.
+        replay: What is imitated again after a batch; null for nothing.
         learning_rate: Of Adam. The command line's ``--optimizer`` and ``--lr_scheduler`` replace Adam.
         betas: Of Adam.
         max_grad_norm: Norm that gradients are clipped to; null for no clipping.
@@ -152,6 +154,7 @@ class ToolAgent(LightningModule):
         env: Env | None = None,
         reward: Reward | None = None,
         algorithm: Algorithm | None = None,
+        replay: SuccessReplay | None = None,
         learning_rate: float = 3e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         max_grad_norm: float | None = 1.0,
@@ -168,6 +171,7 @@ class ToolAgent(LightningModule):
         self.agent = agent(self.env.spec(self.trained_stages))
         self.reward = reward or OutcomeReward()
         self.algorithm = algorithm or A2C()
+        self.replay = replay
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"model.learning_rate: got {learning_rate}, expected a number of more than 0")
         if not all(0 <= beta < 1 for beta in betas):
@@ -215,12 +219,14 @@ class ToolAgent(LightningModule):
             if here < least:
                 raise ValueError(f"model.compile_step: got true with PyTorch {here}, expected {least} or newer")
             if not self._single_pass:
-                raise ValueError("model.compile_step: got true, expected false with several epochs or minibatches")
+                raise ValueError(
+                    "model.compile_step: got true, expected false with several epochs or minibatches, or with a replay"
+                )
 
     @property
     def _single_pass(self) -> bool:
         """Whether a batch is learned from once, as a whole."""
-        return self.algorithm.epochs == self.algorithm.minibatches == self.accumulate == 1
+        return self.algorithm.epochs == self.algorithm.minibatches == self.accumulate == 1 and self.replay is None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, all weights in one kernel."""
@@ -304,6 +310,8 @@ class ToolAgent(LightningModule):
         terms = _added(sums)
         entropy = self._mean_over_ranks(terms.entropy.float()) / count
         metrics = self._training_metrics(rollout, rewards, advantages, terms, count) if logging else {}
+        if self.replay is not None:
+            metrics |= self._imitate(self.replay, rollout)
         return Update(terms.policy, rollout.outcome.steps.sum(), entropy, metrics)
 
     def _losses(
@@ -318,6 +326,29 @@ class ToolAgent(LightningModule):
             yield self._total(terms, self.ent_coef) / count
             parts.append(terms)
         sums.append(_added(parts))
+
+    def _imitate(self, replay: SuccessReplay, rollout: Rollout) -> dict[str, Tensor]:
+        """Keep what is worth it, over all ranks, and one update from what is kept; returns its metrics."""
+        with_critic, ranks = self.algorithm.needs_value, self.trainer.world_size
+        replay.add(*self._from_all_ranks(replay.worth_keeping(rollout, with_critic)))
+        drawn = replay.draw(self.env, self.seed, self.batches_seen, self.global_rank, ranks)
+        if drawn is None:
+            return {}
+        again = collect(self.agent, self.env, drawn.problems, actions=drawn.actions.T)
+        returns = self.rewards(again).flip(0).cumsum(0).flip(0)
+        terms = replay.loss(self.evaluate_actions(again), returns, again.mask, with_critic)
+        count = self._mean_over_ranks(again.mask.sum().float())
+        self._optimize([(terms.policy + terms.value) / count])
+        assert replay.kept is not None
+        size = torch.tensor(float(len(replay.kept.actions)))
+        return {"train/replay_size": size, "train/replay_weight": terms.metrics["replay_weight"] / count}
+
+    def _from_all_ranks(self, found: Remembered) -> list[Remembered]:
+        if self.trainer.world_size == 1:
+            return [found]
+        parts: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, (found.problems.to("cpu"), found.actions.cpu()))
+        return [Remembered(problems.to(self.device), actions.to(self.device)) for problems, actions in parts]
 
     def evaluate_actions(self, rollout: Rollout) -> Evaluation:
         """What the agent thinks of the actions of a rollout now, checked."""
@@ -462,7 +493,18 @@ class ToolAgent(LightningModule):
         self._compiled = None
 
     def on_train_start(self) -> None:
-        """Have gradients unscaled before they are clipped; fused optimizers say that they do it themselves, later."""
+        """Have gradients unscaled before they are clipped; fused optimizers say that they do it themselves, later.
+
+        Raises:
+            ValueError: If ranks cannot take equal parts of what is imitated.
+        """
+        if self.replay is not None:
+            self.replay.to(self.device)
+            if self.replay.batch_size % self.trainer.world_size:
+                raise ValueError(
+                    f"model.replay.batch_size: got {self.replay.batch_size} with {self.trainer.world_size} devices, "
+                    "expected a multiple of their number"
+                )
         for optimizer in self.trainer.optimizers:
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
@@ -590,6 +632,8 @@ class ToolAgent(LightningModule):
             "ent_coef": float(self.ent_coef),
             "settings": dict(self.settings),
         }
+        if self.replay is not None:
+            checkpoint[CHECKPOINT_KEY]["replay"] = self.replay.state_dict()
 
     def _start_from(self, path: str) -> None:
         """Take over the weights of a checkpoint.
@@ -630,6 +674,8 @@ class ToolAgent(LightningModule):
             raise ValueError(f"ckpt_path: got ent_coef {ent_coef!r} in the checkpoint, expected a number")
         self.batches_seen = batches_seen(checkpoint)
         self.ent_coef = torch.tensor(ent_coef, dtype=torch.float64)
+        if self.replay is not None:
+            self.replay.load_state_dict(header.get("replay", {}))
 
 
 def result_metrics(prefix: str, results: Sequence[StageResult]) -> dict[str, float]:

@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     HELD_OUT = 11
     MINIBATCH = 12
     EPISODE = 13
+    REPLAY = 14
 
 
 def _signed(value: int) -> int:

@@ -4,6 +4,7 @@ from toolagent_pl.learning.a2c import A2C
 from toolagent_pl.learning.algorithm import Advantages, Algorithm, LossTerms
 from toolagent_pl.learning.grpo import GRPO, RLOO
 from toolagent_pl.learning.ppo import PPO
+from toolagent_pl.learning.replay import SuccessReplay
 from toolagent_pl.learning.rewards import OutcomeReward, ProgressReward, Reward, TutorialReward
 from toolagent_pl.learning.rollout import collect
 from toolagent_pl.learning.tutorial import TutorialA2C
@@ -19,6 +20,7 @@ __all__ = [
     "OutcomeReward",
     "ProgressReward",
     "Reward",
+    "SuccessReplay",
     "TutorialA2C",
     "TutorialReward",
     "collect",
