@@ -20,9 +20,11 @@ from toolagent_pl import Solver
 from toolagent_pl.agents import Reader
 from toolagent_pl.cli import main
 from toolagent_pl.envs import CalculatorEnv
-from toolagent_pl.problems import Stages
+from toolagent_pl.learning import collect
+from toolagent_pl.problems import Problems, Stages
 from toolagent_pl.problems.expression import ExpressionError, parse, text_of, textbook_plan
 from toolagent_pl.randomness import Purpose
+from toolagent_pl.solver import stays_in_int64
 from toolagent_pl.tools import TOOLS, Vocabulary
 
 FIELDS = ["expression", "plan", "values", "answer", "target", "correct", "textbook_length"]
@@ -124,6 +126,26 @@ def test_what_is_no_expression_for_it_is_refused_in_one_line(solver, text, expec
     assert len(str(refused.value)) < 250
     good, bad, last = solver.attempt(["1+2", text, "3*4"])
     assert (good.answer, str(bad), last.answer) == (3, str(refused.value), 12)
+
+
+def test_what_fits_into_64_bits_is_solved_however_long_it_is(solver):
+    text = "+".join("9" * 24) + "-4294967296-4294967296"
+    assert solver.solve(text).correct
+    assert solver.solve("3037000499*3037000499-9").correct
+
+
+def test_a_wrong_plan_that_wraps_round_to_the_answer_is_not_right():
+    problems = Problems.from_expressions(["1-1", "1+1"])
+    large = torch.full_like(problems.operands, 2**32)
+    problems = problems._replace(operands=large, target=torch.tensor([0, 2**33]))
+    env = CalculatorEnv(max_steps=4)
+    agent = Reader(env.spec(1))
+    names = [env.vocabulary.name(token) for token in agent.actions.tolist()]
+    actions = torch.full((env.horizon(problems), 2), names.index("ANS"))
+    actions[0] = torch.tensor([names.index("MUL"), names.index("ADD")])
+    rollout = collect(agent, env, problems, actions=actions)
+    assert rollout.outcome.correct.tolist() == [True, True]  # 2^64 is 0
+    assert stays_in_int64(env, rollout) == [False, True]
 
 
 def test_as_many_operators_as_there_may_be(solver):

@@ -5,24 +5,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
+import torch
 from torch import Tensor
 
+from toolagent_pl.agents import Rollout
+from toolagent_pl.envs import Env
+from toolagent_pl.envs.registers import COPY, RegisterEnv
 from toolagent_pl.episodes import Episode, episodes
-from toolagent_pl.learning.rollout import collect
+from toolagent_pl.learning.rollout import collect, visible_actions
 from toolagent_pl.problems import Problems
 from toolagent_pl.problems.expression import (
     INT64_MAX,
     Expression,
     ExpressionError,
-    magnitude_bound,
     minimal_tokens,
     parse,
     quoted,
+    value_bound,
 )
 from toolagent_pl.process import without_collecting
 from toolagent_pl.saved import SavedAgent, build, read, write
+from toolagent_pl.tools import Token
 
-MOST_OPERATORS = 60  # of an expression; more operands than that would leave 64 bits whatever they are
+MOST_OPERATORS = 60  # of an expression
+BEYOND = 2**63 - 2**24  # rounding in float64 lets no bound below it stand for a value that leaves int64
 BATCH = 4096  # expressions that are solved at a time
 
 
@@ -214,8 +220,14 @@ class Solver:
                 continue
             rollout = collect(self.agent, self.env, problems.select(fits))
             solved = [task for task in batch if task.position not in results]
-            for task, episode in zip(solved, episodes(rollout, self.env), strict=True):
+            found = zip(solved, episodes(rollout, self.env), stays_in_int64(self.env, rollout), strict=True)
+            for task, episode, fits_int64 in found:
                 results[task.position] = episode
+                if not fits_int64:
+                    results[task.position] = ExpressionError(
+                        f"expression {quoted(expressions[task.position])}: a value on the way of the agent's plan "
+                        "might not fit into 64 bits"
+                    )
         return [results[position] for position in range(len(expressions))]
 
     def _read(self, position: int, text: str) -> _Task:
@@ -232,7 +244,32 @@ class Solver:
                 f"expression {quoted(text)}: has {len(tree)} operators, expected at most {MOST_OPERATORS}"
             )
         operands = [int(leaf) for leaf in leaves]
-        if magnitude_bound(operands) > INT64_MAX:
+        if value_bound(operands, tree) > INT64_MAX:
             raise ExpressionError(f"expression {quoted(text)}: a value on the way might not fit into 64 bits")
         expression = Expression(tuple(map(str, operands)), tree)  # without leading zeros
         return _Task(position, minimal_tokens(expression, self.env.vocabulary), expression)
+
+
+def stays_in_int64(env: Env, rollout: Rollout) -> list[bool]:
+    """Whether no value on the way of each plan can have left int64: a wrong plan might wrap round to the answer."""
+    problems = rollout.problems
+    there = torch.arange(problems.operands.shape[1]) < problems.length[:, None]
+    most = torch.where(there, problems.operands.double().clamp(min=2), 1.0).prod(1)  # as in ``magnitude_bound``
+    safe = most.lt(BEYOND)
+    if safe.all() or not isinstance(env, RegisterEnv):
+        return safe.tolist()
+
+    def bound(tool: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Of the magnitude of a result, from those of what it is made of; see ``value_bound``."""
+        one, other = left.double(), right.double()
+        most = one.clamp(min=2) * other.clamp(min=2)
+        most = torch.where(tool.eq(Token.MUL), one * other, most)
+        most = torch.where(tool.eq(Token.ADD) | tool.eq(Token.SUB), one + other, most)
+        return torch.where(tool.eq(COPY), left, most.clamp(max=BEYOND).long())
+
+    state = env.reset(problems)
+    fits = torch.ones_like(safe)
+    for token in visible_actions(rollout).T:
+        state = env.step(state, token, combine=bound)
+        fits &= state.value.lt(BEYOND)
+    return (safe | fits).tolist()

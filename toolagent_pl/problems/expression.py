@@ -216,6 +216,22 @@ def magnitude_bound(operands: Sequence[int]) -> int:
     return math.prod(max(operand, 2) for operand in operands)
 
 
+def value_bound(operands: Sequence[int], tree: Sequence[Operator]) -> int:
+    """An upper bound of ``|value|`` over all parts of an expression, by what its tools can do at most."""
+    bounds = list(operands)  # that of a span stands where the span begins
+    most = max(bounds)
+    for token, start, split, _ in tree:
+        left, right = bounds[start], bounds[split]
+        if token == Token.MUL:
+            bounds[start] = left * right
+        elif token in (Token.ADD, Token.SUB):
+            bounds[start] = left + right
+        else:  # see ``Tool``
+            bounds[start] = max(left, 2) * max(right, 2)
+        most = max(most, bounds[start])
+    return most
+
+
 def textbook_plan(tree: Sequence[Operator]) -> list[int]:
     """The textbook's left-to-right plan, which carries out just the operators of the expression, and answers.
 
