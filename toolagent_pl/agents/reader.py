@@ -176,12 +176,12 @@ class Reader(Agent):
     def _decide(self, cache: ReaderCache, row: Tensor, observation: Observation) -> tuple[Policy, Tensor]:
         """The policy for observations ``[K, ...]`` of these rows of the cache, int64 ``[K]``; and the next state."""
         number, read = cache.number, (cache.symbols, cache.scores)
-        size, numbers, _ = cache.symbols.shape
+        numbers = cache.symbols.shape[1]
         if observation.places.shape[1]:
             there = observation.places >= 0
             place = observation.places.clamp(min=0) + row[:, None] * number.shape[1]
             seen = torch.where(there, number.flatten()[place], numbers - 1) + row[:, None] * numbers
-            bounded, score = (x.flatten(0, 1).index_select(0, seen.flatten()).view(len(row), -1) for x in read)
+            bounded, score = (x.flatten(0, 1).index_select(0, seen.flatten()).view(row.shape[0], -1) for x in read)
         else:
             count = number.amax(1, keepdim=True).clamp(min=1)
             bounded, score = ((x.sum(1) / count).index_select(0, row) for x in read)
