@@ -60,11 +60,6 @@ LOG_NAME = "lightning_logs"
 SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters
 USAGE_ERROR = 2
 RANK_IS_GONE = "Connection (closed|reset) by peer"  # what gloo raises on the ranks that are left
-OTHERS_HINT = (
-    "python -m toolagent_pl solve EXPRESSION ... answers expressions with a trained agent: solve --help. "
-    "export writes an agent for other programs: export --help. "
-    "sweep --config FILE searches for good options of fit: sweep --help"
-)
 LEARNED, SAMPLE = 0.9, 1000  # validation accuracy of a stage below which so many problems of each are tested after fit
 LONGEST_LINE = 1000
 DEFAULT_STAGES = ["T0", "T1", "T2", "E1", "E2", "E3", "E4", "E5"]
@@ -676,7 +671,6 @@ def main(
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning's, not ours
     with ending_with_parent():
         settings: dict[str, Any] = {
-            "parser_kwargs": {"epilog": OTHERS_HINT},
             "save_config_callback": LogConfig,
             "save_config_kwargs": {"save_to_log_dir": False},
             "seed_everything_default": 0,

@@ -1,6 +1,6 @@
 """Episodes as people read them: the problem, each call, the value after it, and the answer."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class Episode:
 
     def as_dict(self) -> dict[str, Any]:
         """All attributes, ready for JSON."""
-        return asdict(self)
+        return dict(vars(self))
 
     @property
     def calls(self) -> str:

@@ -1,7 +1,7 @@
 """A trained agent at work: from written expressions to plans, answers and what the tools computed on the way."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -69,7 +69,7 @@ class Solution:
 
     def as_dict(self) -> dict[str, Any]:
         """All attributes, ready for JSON."""
-        return asdict(self)
+        return dict(vars(self))  # dataclasses.asdict would copy each number, which takes as long as to solve
 
 
 class _Task(NamedTuple):

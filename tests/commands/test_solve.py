@@ -247,6 +247,16 @@ def test_both_helps_tell_of_it(tmp_path):
     assert "solve EXPRESSION" in process("--help", cwd=tmp_path).stdout
 
 
+def test_what_commands_there_are_is_told_without_loading_them():
+    words = "import runpy, sys; sys.argv[1:] = ['--help']; runpy.run_module('toolagent_pl', run_name='__main__')"
+    words += "; print('LOADED', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, check=True)
+    told, loaded = done.stdout.split("LOADED")
+    for command in ("solve", "fit", "validate", "test", "predict", "export", "sweep"):
+        assert f"\n  {command} " in told
+    assert not {name.partition(".")[0] for name in loaded.split()} & {"torch", "numpy", *HEAVY}
+
+
 def test_a_page_that_cannot_be_written_is_an_error_in_one_line(solve, tmp_path, monkeypatch):
     status, out, errors = solve("2*(3+4)", "--html", str(tmp_path / "no" / "page.html"))
     assert (status, out, len(errors)) == (2, FULL, 1)

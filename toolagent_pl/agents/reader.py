@@ -24,12 +24,15 @@ class ReaderCache(NamedTuple):
     """What was read, and the decoder's memory.
 
     Attributes:
-        encoded: ``[B, N + 1, d]``, of each number of the prompt; zeros in the last row, for places that there are not.
+        symbols: ``[B, N + 1, d]``, bounded, of each number of the prompt; zeros in the last row, for places that there
+            are not.
+        scores: ``[B, N + 1, S]``, likewise.
         number: int64 ``[B, L]``, the number that each place of the prompt belongs to.
         hidden: ``[B, h]``, state of the recurrent decoder, or ``[B, 0]``.
     """
 
-    encoded: Tensor
+    symbols: Tensor
+    scores: Tensor
     number: Tensor
     hidden: Tensor
 
@@ -117,21 +120,23 @@ class Reader(Agent):
         assert isinstance(self.is_digit, Tensor)
         table = torch.cat([self.count, STEEP * self.depth], 1).masked_fill(self.is_digit, 0)
         table = F.pad(table, (0, 0, 0, 1))
-        counts = F.embedding(prompt.masked_fill(outside, len(self.count)), table)  # [B, L, C + S]
-        # Gap 0 is what stands before the first number, gap k + 1 what stands behind number k.
-        gaps = counts.new_zeros(size, problems.operands.shape[1] + 1, counts.shape[2])
-        gaps = gaps.scatter_add(1, number[..., None].expand_as(counts), counts)
+        counts = table.index_select(0, prompt.masked_fill(outside, len(self.count)).flatten())  # [B L, C + S]
+        # Gap 0 is what stands before the first number, gap k + 1 what stands behind number k. Whole rows are added up,
+        # of all gaps of the batch: to add along a dimension within takes four times as long, with its gradient.
+        count = problems.operands.shape[1] + 1
+        gap = number + torch.arange(size, device=prompt.device)[:, None] * count
+        gaps = counts.new_zeros(size * count, counts.shape[1]).index_add(0, gap.flatten(), counts)
+        gaps = gaps.view(size, count, -1)
         # One slot more than there are numbers: so the change behind the last number does not depend on how wide the
         # longest problem of the batch is.
         behind = F.pad(gaps[:, 1:, : self.counters], (0, 0, 0, 1))
         scores = gaps[:, :, self.counters :].cumsum(1) + self.score(behind)  # [B, N + 1, S]
         score, change = scores[:, :-1], scores[:, 1:] - scores[:, :-1]
         behind = behind[:, :-1]
-        encoded = torch.cat([score, self.symbol(behind).tanh(), (change + self.change_bias).tanh()], 2)
-        inside = torch.arange(encoded.shape[1], device=prompt.device) < problems.length[:, None]
-        encoded = encoded * inside[..., None]
-        hidden = encoded.new_zeros(size, 0 if self.gru is None else self.hidden)
-        return ReaderCache(F.pad(encoded, (0, 0, 0, 1)), number, hidden)
+        symbols = torch.cat([self.symbol(behind).tanh(), (change + self.change_bias).tanh()], 2)
+        inside = (torch.arange(score.shape[1], device=prompt.device) < problems.length[:, None])[..., None]
+        hidden = symbols.new_zeros(size, 0 if self.gru is None else self.hidden)
+        return ReaderCache(F.pad(symbols * inside, (0, 0, 0, 1)), F.pad(score * inside, (0, 0, 0, 1)), number, hidden)
 
     def decode(self, cache: ReaderCache, previous: Tensor, observation: Observation) -> tuple[Policy, ReaderCache]:
         """Look at the reported places, and decide."""
@@ -170,27 +175,28 @@ class Reader(Agent):
 
     def _decide(self, cache: ReaderCache, row: Tensor, observation: Observation) -> tuple[Policy, Tensor]:
         """The policy for observations ``[K, ...]`` of these rows of the cache, int64 ``[K]``; and the next state."""
-        encoded, number = cache.encoded, cache.number
-        size, numbers, d = encoded.shape
+        number, read = cache.number, (cache.symbols, cache.scores)
+        numbers = cache.symbols.shape[1]
         if observation.places.shape[1]:
             there = observation.places >= 0
             place = observation.places.clamp(min=0) + row[:, None] * number.shape[1]
-            seen_number = torch.where(there, number.flatten()[place], numbers - 1) + row[:, None] * numbers
-            seen = encoded.reshape(size * numbers, d).index_select(0, seen_number.flatten()).view(*there.shape, d)
+            seen = torch.where(there, number.flatten()[place], numbers - 1) + row[:, None] * numbers
+            bounded, score = (x.flatten(0, 1).index_select(0, seen.flatten()).view(row.shape[0], -1) for x in read)
         else:
-            seen = (encoded.sum(1) / number.amax(1, keepdim=True).clamp(min=1)).index_select(0, row)[:, None]
-            there = torch.ones_like(seen[..., 0], dtype=torch.bool)
-        score, bounded = seen.split([self.scores, d - self.scores], 2)
-        present = there.to(seen.dtype)
-        both = (present[:, 1:] * present[:, :-1])[..., None]
-        compared = (score[:, 1:] - score[:, :-1] + self.pair_bias).tanh() * both
-        flags = observation.flags.to(seen.dtype)
-        features = torch.cat([bounded.flatten(1), compared.flatten(1), present, flags], 1)
+            count = number.amax(1, keepdim=True).clamp(min=1)
+            bounded, score = ((x.sum(1) / count).index_select(0, row) for x in read)
+            there = torch.ones_like(row, dtype=torch.bool)[:, None]
+        present = there.to(score.dtype)
+        # The places one behind the other, and the mask in full: to broadcast over the scores takes twice as long.
+        both = (present[:, 1:] * present[:, :-1]).repeat_interleave(self.scores, 1)
+        compared = (score[:, self.scores :] - score[:, : -self.scores] + self.pair_bias.flatten()).tanh() * both
+        flags = observation.flags.to(score.dtype)
+        features = torch.cat([bounded, compared, present, flags], 1)
         actor, critic = self.look(features).split([self.hidden, self.critic], 1)
         actor, hidden = actor.relu(), cache.hidden
         if self.gru is not None:
             hidden = gru_step(F.linear(actor, self.gru.weight_ih, self.gru.bias_ih), hidden, self.gru)
             actor = actor + hidden
         actor = self.mix(actor).relu()
-        critic = (critic + self.level(score.flatten(1))).relu()
+        critic = (critic + self.level(score)).relu()
         return Policy(self.policy(actor), self.value(critic)[:, 0]), hidden
