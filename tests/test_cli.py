@@ -379,9 +379,10 @@ def test_predict_writes_one_json_object_a_problem(trained):
 
 
 def test_validate_and_test_report_accuracies_of_a_checkpoint(capsys, trained):
-    for command, prefix in (("validate", "val"), ("test", "test")):
+    for command, tried in (("validate", "1,000"), ("test", "10,000")):
         main([command, *TRAINED, f"--ckpt_path={trained}/checkpoints/last.ckpt"])
-        assert f"{prefix}/T0_accuracy" in capsys.readouterr().out
+        table = capsys.readouterr().out.rpartition("Greedy agent")[2]
+        assert re.search(rf"T1 +{tried} +[\d,]+ +[\d.]+%", table), table
 
 
 def test_the_table_counts_what_was_tried(capsys):
@@ -391,6 +392,22 @@ def test_the_table_counts_what_was_tried(capsys):
         assert heading in table
     assert re.search(r"T0 1,000 [\d,]+ [\d.]+% (-|[\d.]+) all there are", table)
     assert re.search(r"big 70 \d+ [\d.]+% (-|[\d.]+) a sample of held-out ones", table)
+
+
+def test_a_run_that_is_over_is_tested_whole_when_it_is_gone_on_with(capsys):
+    options = ["fit", *SHORT, "--data.stages=[T1]"]
+    main(options)
+    assert re.search(r"Not all stages are known to be learned.*T1 +1,000 ", capsys.readouterr().out, re.DOTALL)
+    main([*options, "--ckpt_path=last"])
+    told = capsys.readouterr().out
+    assert "Not all stages" not in told
+    assert re.search(r"T1 +10,000 ", told)
+
+
+@pytest.mark.parametrize(("words", "got"), [(["slove", "2*3"], "slove"), ([], "none")])
+def test_what_is_no_command_is_answered_with_all_commands(capsys, words, got):
+    line = error_of(capsys, *words)
+    assert f"command: got {got}, expected fit, validate, test, predict, solve, export or sweep" in line
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_step_and_checkpoint(tmp_path):

@@ -22,7 +22,8 @@ def reader(tmp_path_factory):
 
 def tried(capsys, command: str, *words: str) -> set[str]:
     main([command, *words])
-    return set(re.findall(r"(?:val|test)/(\w+)_accuracy", capsys.readouterr().out))
+    table = capsys.readouterr().out.rpartition("Greedy agent")[2]
+    return set(re.findall(r"^ +(\w+) +(?:20|30|1,000) +\d", table, re.MULTILINE))
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])

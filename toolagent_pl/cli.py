@@ -50,7 +50,7 @@ from toolagent_pl.module import ToolAgent, batches_seen, check_origin, result_me
 from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.process import keep_freed_memory, threads_for
 from toolagent_pl.ranks import ending_with_parent, wait_for_ranks
-from toolagent_pl.report import print_report
+from toolagent_pl.report import print_report, print_table
 from toolagent_pl.resuming import check_settings, settings_of
 from toolagent_pl.tools import TOOLS
 from toolagent_pl.torchrun import check_restarts, meet_again
@@ -60,6 +60,7 @@ LOG_NAME = "lightning_logs"
 SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters
 USAGE_ERROR = 2
 RANK_IS_GONE = "Connection (closed|reset) by peer"  # what gloo raises on the ranks that are left
+COMMANDS = "fit, validate, test, predict, solve, export or sweep"
 LEARNED, SAMPLE = 0.9, 1000  # validation accuracy of a stage below which so many problems of each are tested after fit
 LONGEST_LINE = 1000
 DEFAULT_STAGES = ["T0", "T1", "T2", "E1", "E2", "E3", "E4", "E5"]
@@ -193,6 +194,10 @@ class ArgumentParser(LightningArgumentParser):
             near = difflib.get_close_matches(unknown, options, n=2, cutoff=0.8)
             hint = f", did you mean --{' or --'.join(near)}?" if near else "; --help lists all of them"
             message = f"unknown option --{unknown}{hint}"
+        if match := re.match(r"argument subcommand: invalid choice: '(.*)' \(choose", message):
+            message = f"command: got {match[1]}, expected {COMMANDS}"
+        elif message.startswith('expected "subcommand" to be one of'):
+            message = f"command: got none, expected {COMMANDS}; --help tells what they do"
         show_traceback(ex)
         self.exit(USAGE_ERROR, f"error: {one_line(message)}\n")
 
@@ -267,7 +272,10 @@ class ToolAgentCLI(LightningCLI):
         if words and words[0] in self.subcommands() and words[0] != subcommand:
             self._subcommand_method_arguments[subcommand] = []
             return self.init_parser(**kwargs)
-        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # Lightning's table has no counts: there is one that has
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that have options, and tie together what must agree."""
@@ -591,7 +599,7 @@ class ToolAgentCLI(LightningCLI):
         if not results:
             self._sample_unless_learned()
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)  # logs its results itself
-            results, logged = self.model.test_results, {}
+            results, logged = self.model.last_results, {}
         trained = self.model.stages.names[: self.model.trained_stages]
         right = sum(one.correct for one in results if one.name in trained)
         tried = sum(one.tried for one in results if one.name in trained)
@@ -602,11 +610,20 @@ class ToolAgentCLI(LightningCLI):
         if self.trainer.is_global_zero:
             print_report(self.model, results)
 
+    def after_test(self) -> None:
+        """Print how many problems of each stage were tried, and were right."""
+        if self.trainer.is_global_zero:
+            print_table(self.model, self.model.last_results)
+
+    after_validate = after_test
+
     def _sample_unless_learned(self) -> None:
         """Test a sample where the agent has not learned its stages: with all problems, it takes longer than training.
 
-        ``test`` tries all of them in any case.
+        ``test`` tries all of them in any case, and so does going on with a run that is over.
         """
+        if self.config_init[self.subcommand].ckpt_path and self.model.batches_seen == batches_seen(self.checkpoint):
+            return
         metrics = self.trainer.callback_metrics
         names = self.model.stages.names[: self.model.trained_stages]
         if all(float(metrics.get(f"val/{name}_accuracy", 0)) >= LEARNED for name in names):
@@ -614,8 +631,8 @@ class ToolAgentCLI(LightningCLI):
         self.datamodule.most_tested = SAMPLE
         if self.trainer.is_global_zero:
             print(
-                f"Not all stages are learned: the test that follows tries at most {SAMPLE:,} problems of each; "
-                "`test --ckpt_path last` tries all.",
+                f"Not all stages are known to be learned: the test that follows tries at most {SAMPLE:,} problems of "
+                "each; `test --ckpt_path last` tries all.",
                 flush=True,
             )
 

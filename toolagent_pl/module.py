@@ -194,7 +194,7 @@ class ToolAgent(LightningModule):
         self._gradient_norm: Tensor | None = None  # of the update under way, before clipping
         self._tools = [f"tools/{self.env.vocabulary.name(token)}" for token in self.agent.actions.tolist()]
         self._compiled: Callable[..., Update] | None = None
-        self.test_results: list[StageResult] = []
+        self.last_results: list[StageResult] = []
         self.sums = StageSums(len(self.stages), ("tried", "correct", "steps", "textbook"), ("reward",))
 
     def _check(self) -> None:
@@ -594,14 +594,13 @@ class ToolAgent(LightningModule):
                 found.append(StageResult(name, tried, sums["correct"][i], length, sums["reward"][i] / tried))
         return found
 
-    def _log_results(self, prefix: str) -> list[StageResult]:
-        results = self.results()
+    def _log_results(self, prefix: str) -> None:
+        results = self.last_results = self.results()
         metrics = result_metrics(prefix, results)
         if self.trainer.state.fn != TrainerFn.FITTING:
             self.log_dict(metrics, rank_zero_only=True)  # which the command prints as a table
         elif not self.trainer.sanity_checking:
             log_metrics(self.trainer, metrics, self.batches_seen - 1)
-        return results
 
     def validation_step(self, problems: Problems, batch_idx: int) -> None:
         """Answer a batch greedily."""
@@ -617,7 +616,7 @@ class ToolAgent(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the share of right answers, the length of plans and the mean reward of each stage."""
-        self.test_results = self._log_results("test")
+        self._log_results("test")
 
     def predict_step(self, problems: Problems, batch_idx: int) -> Rollout:
         """Greedy episodes."""

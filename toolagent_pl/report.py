@@ -23,14 +23,22 @@ def print_report(module: ToolAgent, results: Sequence[StageResult]) -> None:
     Args:
         results: Of the test.
     """
-    terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, soft_wrap=True, width=None if terminal else WIDTH)
-    trained = set(module.stages.names[: module.trained_stages])
     for sample in sample_episodes(module, SAMPLES):
-        if sample[0].stage in trained:
-            console.print(_samples(sample))
+        if sample[0].stage in module.stages.names[: module.trained_stages]:
+            _console().print(_samples(sample))
+    print_table(module, results, "Final greedy agent")
+
+
+def print_table(module: ToolAgent, results: Sequence[StageResult], title: str = "Greedy agent") -> None:
+    """Print accuracies and plan lengths of each stage.
+
+    Args:
+        results: Of a test or a validation.
+        title: Above the table.
+    """
+    trained = set(module.stages.names[: module.trained_stages])
     shaped = type(module.reward) is not OutcomeReward
-    table = Table("stage", box=box.SIMPLE_HEAD, title="Final greedy agent", title_justify="left")
+    table = Table("stage", box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for column in (
         "problems tried",
         "right",
@@ -54,7 +62,12 @@ def print_report(module: ToolAgent, results: Sequence[StageResult]) -> None:
         length = "-" if result.plan_length != result.plan_length else f"{result.plan_length:.2f}"
         reward = [f"{result.reward:.3f}"] if shaped else []
         table.add_row(name, f"{result.tried:,}", f"{result.correct:,}", percent, length, *reward, ", ".join(notes))
-    console.print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, soft_wrap=True, width=None if terminal else WIDTH)
 
 
 def _samples(sample: list[Episode]) -> Table:
