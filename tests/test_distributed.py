@@ -16,7 +16,23 @@ import os
 import signal
 import torch
 from lightning.pytorch import Callback
+from toolagent_pl.agents import BlindAgent
 from toolagent_pl.learning import A2C
+
+class Idle(BlindAgent):
+    def __init__(self, spec, d: int = 96):
+        super().__init__(spec, d=d)
+        self.unused = torch.nn.Linear(3, 3)
+
+class Fickle(BlindAgent):
+    def __init__(self, spec, d: int = 96):
+        super().__init__(spec, d=d)
+        self.seldom, self.calls = torch.nn.Linear(d, d), 0
+
+    def decode(self, observation, previous, cache):
+        self.calls += 1
+        policy, cache = super().decode(observation, previous, cache)
+        return (policy if self.calls > 8 else policy._replace(logits=policy.logits + self.seldom.weight.sum())), cache
 
 class Twice(A2C):
     epochs = 2
@@ -31,7 +47,9 @@ class Dump(Callback):
         self.problems[module.batches_seen] = torch.cat([problems.number[:, None], problems.operands], 1)
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.gradients[trainer.global_step] = torch.cat([p.grad.flatten() for p in module.parameters()])
+        self.gradients[trainer.global_step] = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in module.parameters()]
+        )
 
     def on_train_end(self, trainer, module):
         metrics, mixture = trainer.callback_metrics, trainer.datamodule.mixture
@@ -131,6 +149,28 @@ def test_however_a_batch_is_learned_from_two_ranks_do_what_one_does(tmp_path, op
     for name in ("train/policy_loss", "train/entropy", "train/gradient_norm"):
         assert first.metrics[name] == second.metrics[name]
         torch.testing.assert_close(first.metrics[name], whole.metrics[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("option", ["--model.algorithm=RLOO", "--model.agent=dump.Idle"])
+def test_weights_that_no_loss_uses_keep_nobody_waiting(tmp_path, option):
+    """Neither a critic that the algorithm has no use for, nor a layer of an agent of one's own."""
+    options = ["--data.batch_size=128", "--trainer.max_epochs=2", option]
+    (whole,) = train(tmp_path / "whole", 1, *options)
+    first, second = train(tmp_path / "two", 2, *options)
+    assert distance(first, second) == 0
+    assert distance(first, whole) < 1e-5
+
+
+def test_weights_that_only_some_updates_use_are_refused_in_one_line(tmp_path):
+    (tmp_path / "dump.py").write_text(CALLBACK)
+    command = ["fit", BLIND, "--trainer.accelerator=cpu", "--data.batch_size=64", "--data.val_problems=10"]
+    command += ["--trainer.max_epochs=1"]
+    outputs = [
+        one.communicate(timeout=120)[0] for one in start_ranks(tmp_path, 2, [*command, "--model.agent=dump.Fickle"])
+    ]
+    lines = [line for output in outputs for line in output.splitlines() if "rror" in line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: trainer.strategy: got ddp, expected ddp_find_unused_parameters_true")
 
 
 def test_a_run_of_one_rank_goes_on_with_two(tmp_path, whole):

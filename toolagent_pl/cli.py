@@ -1,7 +1,6 @@
 """The command line of Lightning: ``python -m toolagent_pl fit | validate | test | predict``."""
 
 import difflib
-import inspect
 import logging
 import os
 import re
@@ -23,8 +22,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from toolagent_pl.agents import Agent
-from toolagent_pl.blame import described, own_classes, own_method
+from toolagent_pl.blame import described, own_classes, own_method, refused_value
 from toolagent_pl.callbacks import (
     Checkpoint,
     CurriculumCallback,
@@ -44,17 +42,16 @@ from toolagent_pl.callbacks.checkpoint import LAST
 from toolagent_pl.callbacks.finite import NonFiniteError
 from toolagent_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError, guard_restoring, read_header
 from toolagent_pl.configuration import PARSER_MODE, allow_own_modules, check_groups, check_parts
-from toolagent_pl.envs import Env
-from toolagent_pl.learning import Algorithm, Reward, SuccessReplay
+from toolagent_pl.messages import one_line, with_accepted
 from toolagent_pl.module import ToolAgent, batches_seen, check_origin, result_metrics
 from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.process import keep_freed_memory, threads_for
-from toolagent_pl.ranks import ending_with_parent, wait_for_ranks
+from toolagent_pl.ranks import check_port, ending_with_parent, wait_for_ranks
 from toolagent_pl.report import print_report, print_table
 from toolagent_pl.resuming import check_settings, settings_of
 from toolagent_pl.tools import TOOLS
 from toolagent_pl.torchrun import check_restarts, meet_again
-from toolagent_pl.trainer_options import check_monitor, check_optimizer, check_trainer_options
+from toolagent_pl.trainer_options import check_monitor, check_optimizer, check_trainer_options, shown
 
 LOG_NAME = "lightning_logs"
 SOLVED = "hp/solved"  # share of all problems solved in the end, shown beside the hyper-parameters
@@ -62,7 +59,6 @@ USAGE_ERROR = 2
 RANK_IS_GONE = "Connection (closed|reset) by peer"  # what gloo raises on the ranks that are left
 COMMANDS = "fit, validate, test, predict, solve, export or sweep"
 LEARNED, SAMPLE = 0.9, 1000  # validation accuracy of a stage below which so many problems of each are tested after fit
-LONGEST_LINE = 1000
 DEFAULT_STAGES = ["T0", "T1", "T2", "E1", "E2", "E3", "E4", "E5"]
 DEFAULT_CURRICULUM = ["E1", ["E2", "T0"], ["E3", "T1"], ["E4", "T2"], "E5"]
 DEFAULT_ENT_TARGETS = [1.0, 1.25, 1.0, 0.7, 0.7]
@@ -81,12 +77,6 @@ GROUPS = (
 )
 
 
-def one_line(message: str) -> str:
-    """The telling part of an error message of several lines, with the option first, and of bounded length."""
-    line = "".join(character if character.isprintable() else "?" for character in _telling_part(message))
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 3]}..."
-
-
 def show_traceback(error: BaseException | None) -> None:
     """Print where an error comes from, if that is asked for."""
     if error is not None and os.environ.get(SHOW_TRACEBACK) == "1":
@@ -101,73 +91,6 @@ def stop(error: BaseException, line: str | None = None) -> NoReturn:
     """
     show_traceback(error)
     sys.exit(f"error: {one_line(line or str(error))}")
-
-
-def _telling_part(message: str) -> str:
-    if match := re.match(r"(?s)Unexpected config: (.*)", message):
-        return f"config: got {' '.join(match[1].split()) or 'nothing'}, expected options and their values"
-    if match := re.match(r"(?s)(?:Problems parsing config: |(?=Config file loop))(.*)", message):
-        return f"config: cannot be read ({' '.join(match[1].split())})"
-    if match := re.match(r'Key "(\w+)\.([\w.]+)" not found in namespace', message):
-        return f"{match[1]}: got no {match[2]}, expected options and their values"
-    if own := re.findall(r"^[\s-]*([\w./+, ]+: got .*)$", message, re.MULTILINE):
-        return own[-1]
-    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("NoneType", "null")
-    message = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda found: found[1].replace("'", ""), message)
-    key = re.search(r'[Kk]ey "([^"]+)":?', message)
-    if key is None:
-        return " ".join(message.split())
-    rest = message[key.end() :]
-    option = key[1].replace(".init_args", "")
-    option, message = _innermost(option, rest) or (option, message)
-    value = re.search(r"(?:Given value|Got value|import path string): (.*?)(?:\. Got value: .*)?(?:\n|$)", message)
-    # What is said about paths is about files too, and about each kind in turn.
-    of_paths = ("path but", "'", "dot import path", "import path", "function or", "Dict must")
-    kinds = dict.fromkeys(re.findall(r"Expected (?:an? )?([^.\n]*)", message))
-    expected = [kind for kind in kinds if not kind.startswith(of_paths)]
-    bases = dict.fromkeys(re.findall(r"to a subclass of (\w+)", message))
-    if option in _PARTS and set(expected) <= {"null"}:
-        names = ", ".join(sorted(kind.__name__ for kind in _descendants(_PARTS[option])))
-        expected = [f"{names or 'the name of a class'}, or the dotted path of another class"]
-    elif bases:
-        expected.append(f"the dotted path of a class derived from {' or '.join(bases)}")
-    if value is None or not expected:
-        return f"{option}: {' '.join(rest.split())}"
-    if nested := re.match(r"NestedArg\(key='(\w+)', val='(.*)'\)", value[1]):
-        example = _descendants(_PARTS[option])[0].__name__ if option.startswith("model.") else "Adam"
-        return f"{option}.{nested[1]}: got {nested[2]}, expected an option of a class, named as in --{option}={example}"
-    got = re.sub(r"^Namespace\(class_path='([^']*)'.*", r"\1", value[1])
-    return f"{option}: got {got}, expected {' or '.join(expected)}"
-
-
-def _innermost(option: str, message: str) -> tuple[str, str] | None:
-    """The option of a class that an error is about, if it is, and what is said about that alone."""
-    if inner := re.search(r'Parser key "(\w+)":\s*(.*)', message, re.DOTALL):
-        end = (
-            r"Given value: [^\n]*" if inner[2].startswith("Does not validate") else r"Got value: [^\n]*?(?=\. Got|\n|$)"
-        )
-        if about := re.match(f"(?s).*?{end}", inner[2]):
-            return f"{option}.{inner[1]}", about[0]
-    return None
-
-
-_PARTS: dict[str, type] = {
-    "model.agent": Agent,
-    "model.env": Env,
-    "model.reward": Reward,
-    "model.algorithm": Algorithm,
-    "model.replay": SuccessReplay,
-    "optimizer": torch.optim.Optimizer,
-}
-
-
-def _descendants(base: type) -> list[type]:
-    """Classes derived from ``base`` that can be used, none for ``type`` itself."""
-    if base is type:
-        return []
-    children: list[type] = base.__subclasses__()
-    found = [kind for child in children for kind in [child, *_descendants(child)]]
-    return [kind for kind in found if not inspect.isabstract(kind)]
 
 
 class ArgumentParser(LightningArgumentParser):
@@ -186,7 +109,8 @@ class ArgumentParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the line and exit with code 2."""
         if not self.exit_on_error:  # a parser of a nested class: the one around it wants the exception
-            super().error(message, ex)
+            options = [action.dest for action in self._actions if not action.dest.endswith("help")]
+            super().error(with_accepted(message, options), ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         if match := re.match(r"[Uu]nrecognized arguments: --([\w.+-]+)|.*does not accept option '([\w.]+)'", message):
             unknown = match[1] or match[2]
@@ -324,8 +248,7 @@ class ToolAgentCLI(LightningCLI):
             allow_own_modules(words)
             super().parse_arguments(parser, args)
             options = self.config[self.config.subcommand]
-            for path in filter(None, options.config or []):  # None is one that was written on the command line
-                check_groups(os.fspath(path), GROUPS)
+            check_groups(words, GROUPS)
             check_parts(options)
         except Exception as error:  # what a foreign file may hold makes jsonargparse fail in any way
             if re.match(r"[\w.]+: got ", str(error)):
@@ -341,8 +264,8 @@ class ToolAgentCLI(LightningCLI):
             # Whoever names the stages to try means these and no others, not even those of the configuration.
             options.data.unseen = options.model.unseen = []
         seed = options.seed_everything
-        if not 0 <= seed < 2**32:
-            parser.error(f"seed_everything: got {seed}, expected a number from 0 to {2**32 - 1}")
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            parser.error(f"seed_everything: got {shown(seed)}, expected a number from 0 to {2**32 - 1}")
         try:
             check_trainer_options(options.trainer, self.config.subcommand)
             check_optimizer(options.optimizer)
@@ -422,9 +345,10 @@ class ToolAgentCLI(LightningCLI):
         """End in one line about something that cannot be built."""
         text = str(error)
         if not re.match(r"[\w.]+: got ", text):
-            text = own_method(error) or _part_of(error) or text
-            if text == str(error) and not isinstance(error, ValueError | TypeError | MisconfigurationException):
-                text = described(error)
+            line = own_method(error) or refused_value(error, self.config[self.config.subcommand])
+            if line is None and not isinstance(error, ValueError | TypeError | MisconfigurationException):
+                line = described(error)
+            text = line or text
         self.parser.error(text, error)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -495,6 +419,7 @@ class ToolAgentCLI(LightningCLI):
         try:
             self.check_run(subcommand)
             check_restarts()
+            check_port()
             meet_again(self.trainer.strategy)
             batch = data.batch_size // self.trainer.world_size if subcommand == "fit" else data.eval_batch_size
             with threads_for(batch):
@@ -542,8 +467,10 @@ class ToolAgentCLI(LightningCLI):
         gone = re.search(RANK_IS_GONE, text)
         if self.trainer.world_size > 1 and gone and isinstance(error, RuntimeError):
             stop(error, f"step {self.model.batches_seen}: another rank is gone ({gone[0]}); its own output tells why")
-        if "finished reduction in the prior iteration" in text:
-            expected = "ddp_find_unused_parameters_true, since the loss does not use all weights of the agent"
+        if "not used in producing the loss" in text:  # in this update, as they were in the first
+            if not self.trainer.is_global_zero:
+                sys.exit(1)  # all ranks know it
+            expected = "ddp_find_unused_parameters_true, since not every update uses the same weights of the agent"
             stop(error, f"trainer.strategy: got {self.config[self.subcommand].trainer.strategy}, expected {expected}")
         if "EADDRINUSE" in text:
             stop(error, f"MASTER_PORT: got {os.environ.get('MASTER_PORT')}, expected a port that is free")
@@ -554,6 +481,9 @@ class ToolAgentCLI(LightningCLI):
             stop(error, f"cannot write{place} ({error.strerror or error})")
         if not self.started.started:
             self._refuse(error)
+        options = self.config[self.subcommand]
+        if isinstance(error, ZeroDivisionError | ValueError) and (line := refused_value(error, options)):
+            self.parser.error(line, error)  # a schedule, in its first step
         parts = (self.model.agent, self.model.env, self.model.reward, self.model.algorithm)
         own = own_classes(*parts, *self.trainer.callbacks)  # type: ignore[attr-defined]
         own += [f"tool {tool.name}" for tool in self.model.env.vocabulary.tools if tool not in TOOLS]
@@ -635,16 +565,6 @@ class ToolAgentCLI(LightningCLI):
                 "each; `test --ckpt_path last` tries all.",
                 flush=True,
             )
-
-
-def _part_of(error: Exception) -> str | None:
-    """A line about the optimizer or the schedule, where PyTorch refused to make it."""
-    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    for file in reversed(files):
-        if file.parent.name == "optim":
-            option = "lr_scheduler" if file.name == "lr_scheduler.py" else "optimizer"
-            return f"{option}: got options that PyTorch refuses ({' '.join(str(error).split())}), expected others"
-    return None
 
 
 def _can_hold_files(folder: Path) -> bool:

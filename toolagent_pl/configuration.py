@@ -133,17 +133,22 @@ def _check_bounds(text: str) -> None:
             raise yaml.YAMLError(f"got more than {MAX_VALUES} values")
 
 
-def check_groups(path: str, groups: Sequence[str]) -> None:
+def check_groups(words: Sequence[str], groups: Sequence[str]) -> None:
     """Refuse a configuration that gives one value for a whole group of options: jsonargparse would ignore it.
+
+    Args:
+        words: Of the command line, with paths of configurations, or configurations.
 
     Raises:
         ValueError: If there is such a group.
     """
-    with open(path, encoding="utf-8") as file:
-        config = load_yaml(file.read())
-    for group in groups:
-        if group in config and not isinstance(config[group], dict | str):  # a text is the path of a file with them
-            raise ValueError(f"{group}: got {config[group]}, expected options and their values")
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    given = [word.partition("=")[2] or after for word, after in pairs if word.partition("=")[0] == "--config"]
+    for text in given:
+        config = load_yaml(Path(text).read_text(encoding="utf-8") if os.path.isfile(text) else text)
+        for group in groups:
+            if group in config and not isinstance(config[group], dict | str):  # a text is the path of a file with them
+                raise ValueError(f"{group}: got {config[group]}, expected options and their values")
 
 
 def check_parts(config: Any, option: str = "") -> None:

@@ -1,6 +1,6 @@
 """The LightningModule: an agent, the environment it acts in, the reward, and the algorithm that it learns by."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,6 +111,18 @@ def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
+def without_gradient(loss: Tensor, weights: Iterable[Tensor]) -> list[Tensor]:
+    """Those of the weights that a loss gives no gradient."""
+    found, pending = set(), [loss.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            pending += [function for function, _ in node.next_functions]
+    reached = {id(node.variable) for node in found if hasattr(node, "variable")}
+    return [weight for weight in weights if weight.requires_grad and id(weight) not in reached]
+
+
 class ToolAgent(LightningModule):
     """Learns to call tools by reinforcement.
 
@@ -192,6 +204,7 @@ class ToolAgent(LightningModule):
         self.ent_target, self.step_cost = self.algorithm.ent_target, 0.0
         self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last batch
         self._gradient_norm: Tensor | None = None  # of the update under way, before clipping
+        self._unused: list[Tensor] | None = None  # weights that no loss uses; not known yet
         self._tools = [f"tools/{self.env.vocabulary.name(token)}" for token in self.agent.actions.tolist()]
         self._compiled: Callable[..., Update] | None = None
         self.last_results: list[StageResult] = []
@@ -431,9 +444,18 @@ class ToolAgent(LightningModule):
             if i < last and self.trainer.world_size > 1:
                 together = self.trainer.strategy.block_backward_sync()  # type: ignore[attr-defined]
             with together:
-                self.manual_backward(loss)
+                self.manual_backward(self._with_all_weights(loss) if self.trainer.world_size > 1 else loss)
         optimizer.step()
         self.agent.after_update(optimizer.param_groups[0]["lr"])
+
+    def _with_all_weights(self, loss: Tensor) -> Tensor:
+        """The same loss. Several ranks wait for the gradients of all weights: those that it does not use get zeros.
+
+        So do the weights of a critic that the algorithm has no use for.
+        """
+        if self._unused is None:
+            self._unused = without_gradient(loss, self.parameters())
+        return loss + 0 * torch.stack([weight.sum() for weight in self._unused]).sum() if self._unused else loss
 
     def gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Norm of the gradients of all weights before clipping, a scalar; computed once in an update."""

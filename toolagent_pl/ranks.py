@@ -13,6 +13,17 @@ GRACE = 5.0  # seconds in which ranks must end after a rank that failed, or was 
 LOOK = 1.0  # seconds between two looks at the parent
 
 
+def check_port() -> None:
+    """Refuse a place to meet at that is none.
+
+    Raises:
+        ValueError: Names the variable of the environment.
+    """
+    port = os.environ.get("MASTER_PORT", "")
+    if port and not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError(f"MASTER_PORT: got {port}, expected a number from 1 to {2**16 - 1}")
+
+
 @contextmanager
 def ending_with_parent() -> Iterator[None]:
     """Within it, a rank ends as soon as the rank, or the torchrun, that started it is gone.

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 MOST_DEVICES, MOST_NODES = 1024, 65536  # Lightning makes lists of them before anything can be checked
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed")
 PRECISION_ALIASES = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+PROFILERS = ("simple", "advanced", "pytorch")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 
 
@@ -73,12 +74,18 @@ def is_precision(value: Any) -> bool:
     return value is None or PRECISION_ALIASES.get(str(value), str(value)) in PRECISIONS
 
 
+def is_profiler(value: Any) -> bool:
+    """Whether it can be made here."""
+    return value is None or isinstance(value, Namespace) or value in PROFILERS
+
+
 def are_devices(value: Any) -> bool:
     """Whether it is a number of devices, or names some."""
     if isinstance(value, int):
         return value == -1 or 1 <= value <= MOST_DEVICES
-    if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
-        return are_devices(int(value))
+    if isinstance(value, str):
+        one = re.fullmatch(r"-?\d+", value)
+        return are_devices(int(value)) if one else re.fullmatch(r"auto|\d+(, ?\d+)*,?", value) is not None
     return value is None or bool(value)
 
 
@@ -111,7 +118,7 @@ TABLE = (
     Rule("log_every_n_steps", at_least(1), "at least 1"),
     Rule("num_sanity_val_steps", at_least(0, -1), "at least 0, or -1 for all batches"),
     Rule("fast_dev_run", at_least(0), "a number of batches, true or false"),
-    Rule("profiler", lambda value: value != "xla", "simple, advanced, pytorch, or a class: xla is for TPUs"),
+    Rule("profiler", is_profiler, f"{', '.join(PROFILERS)}, or a class: xla is for TPUs"),
     # What was never tried with manual optimisation, clipping and checkpoints of this project.
     Rule("num_nodes", lambda value: 1 <= value <= MOST_NODES, f"at least 1, and at most {MOST_NODES}"),
     Rule("devices", are_devices, f"auto, 1 to at most {MOST_DEVICES}, or -1 for all"),

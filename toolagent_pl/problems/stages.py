@@ -131,7 +131,9 @@ class Stages:
         except ValueError as error:
             raise ValueError(f"data.stages: got {stage.name} with {error}") from None
         if len(set(leaves)) < len(leaves) or not tree:
-            raise ValueError(f"data.stages: got {stage.name} with {stage.pattern!r}, expected letters that differ")
+            raise ValueError(
+                f"data.stages: got {stage.name} with {stage.pattern!r}, expected operators, and letters that differ"
+            )
         if len(tree) > MOST_OPERATORS or magnitude_bound([BASE**stage.digits - 1] * len(leaves)) > INT64_MAX:
             raise ValueError(f"data.stages: got {stage.name} with {stage.pattern!r}, which might not fit into 64 bits")
         word, taken = [], 0
