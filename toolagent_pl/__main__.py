@@ -3,7 +3,10 @@
 import gc
 import importlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 OWN_COMMANDS = ("solve", "export", "sweep")  # the others are those of Lightning
 HELP = """\
@@ -23,7 +26,6 @@ Each of them tells its options: python -m toolagent_pl fit --help
 
 def run() -> None:
     """Run the command that the process was started with."""
-    gc.disable()  # collecting while the libraries load, and again at exit, takes a fifth of the start-up
     # How long a thread that waits for others keeps its processor busy. PyTorch's default is a hundred times as long,
     # and slows a run down tenfold wherever something else computes beside it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -32,24 +34,36 @@ def run() -> None:
         return
     try:
         if sys.argv[1:2] and sys.argv[1] in OWN_COMMANDS:  # without Lightning, which loads longer than an answer takes
-            command = importlib.import_module(f"toolagent_pl.commands.{sys.argv[1]}").main
-            _collect_again()
+            with _loading():
+                command = importlib.import_module(f"toolagent_pl.commands.{sys.argv[1]}").main
             sys.exit(command(sys.argv[2:]))
 
-        from toolagent_pl.cli import main
-        from toolagent_pl.process import outlive_readers
+        with _loading():
+            from toolagent_pl.cli import main
+            from toolagent_pl.process import outlive_readers
 
-        _collect_again()
         outlive_readers()
         main()
-    except KeyboardInterrupt:  # before there is anything to save, or a second time
+    except KeyboardInterrupt:  # while there is nothing to save, or a second time
         sys.exit(130)
 
 
-def _collect_again() -> None:
-    """Collect garbage from here on, and none of what was loaded."""
+@contextmanager
+def _loading() -> Iterator[None]:
+    """While libraries load: collect no garbage, then or later, of what they make, and let Ctrl-C end the process.
+
+    Collecting it, and again at exit, takes a fifth of the start-up. And libraries in C turn an interrupt that they meet
+    while they load into any other error.
+    """
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not to be ignored
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.disable()
+    yield
     gc.freeze()
     gc.enable()
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def script() -> None:
