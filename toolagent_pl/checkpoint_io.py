@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+CHECKPOINT_KEY = "toolagent_pl"  # of the part of a checkpoint that is this program's own
+CHECKPOINT_FORMAT = 3
 LARGEST_COUNT = 2**31  # of anything that is counted in a run; times a batch it still fits into int64
 _REQUIRED = {"state_dict": dict, "pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict}
 
@@ -46,6 +48,34 @@ def read_header(path: str | Path) -> dict[str, Any]:
         raise _unreadable(path) from None
     assert isinstance(checkpoint, dict)
     return checkpoint
+
+
+def check_origin(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The part of a checkpoint that says where it comes from.
+
+    Raises:
+        ValueError: If that is not this program, or not this format.
+    """
+    header = checkpoint.get(CHECKPOINT_KEY)
+    if not isinstance(header, dict):
+        raise ValueError("ckpt_path: got a checkpoint of another program, expected one of toolagent_pl")
+    if type(header.get("format")) is not int or header["format"] != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"ckpt_path: got a checkpoint of format {header.get('format')}, expected format {CHECKPOINT_FORMAT}"
+        )
+    return header
+
+
+def batches_seen(checkpoint: dict[str, Any]) -> int:
+    """The cursor of the run that a checkpoint is of.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    batches = check_origin(checkpoint).get("batches_seen")
+    if type(batches) is not int or not 0 <= batches < 2**53:
+        raise ValueError(f"ckpt_path: got batches_seen {batches!r} in the checkpoint, expected a number of batches")
+    return batches
 
 
 def _unreadable(path: str | Path) -> ValueError:

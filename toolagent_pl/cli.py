@@ -40,10 +40,18 @@ from toolagent_pl.callbacks import (
 from toolagent_pl.callbacks.agreement import RanksDisagreeError
 from toolagent_pl.callbacks.checkpoint import LAST
 from toolagent_pl.callbacks.finite import NonFiniteError
-from toolagent_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError, guard_restoring, read_header
+from toolagent_pl.checkpoint_io import (
+    AtomicCheckpointIO,
+    CheckpointError,
+    batches_seen,
+    check_origin,
+    guard_restoring,
+    read_header,
+)
 from toolagent_pl.configuration import PARSER_MODE, allow_own_modules, check_groups, check_parts
 from toolagent_pl.messages import one_line, with_accepted
-from toolagent_pl.module import ToolAgent, batches_seen, check_origin, result_metrics
+from toolagent_pl.metrics import result_metrics
+from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.process import keep_freed_memory, threads_for
 from toolagent_pl.ranks import check_port, ending_with_parent, wait_for_ranks

@@ -1,11 +1,46 @@
 """Metrics of agents, synchronised over ranks by torchmetrics."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torchmetrics import Metric
+
+
+class StageResult(NamedTuple):
+    """What the greedy agent achieved on the problems of a stage.
+
+    Attributes:
+        name: Of the stage.
+        tried: How many problems.
+        correct: How many of them were answered correctly.
+        plan_length: Actions taken over those of the textbook's plan, in problems answered correctly; not a number
+            where there are none.
+        reward: Mean reward.
+    """
+
+    name: str
+    tried: int
+    correct: int
+    plan_length: float
+    reward: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct answers; not a number where no problem was tried."""
+        return self.correct / self.tried if self.tried else float("nan")
+
+
+def result_metrics(prefix: str, results: Sequence[StageResult]) -> dict[str, float]:
+    """The results as metrics, ``val/E3_accuracy`` and so on."""
+    metrics = {}
+    for result in results:
+        metrics[f"{prefix}/{result.name}_accuracy"] = result.accuracy
+        metrics[f"{prefix}/{result.name}_plan_length"] = result.plan_length
+        metrics[f"{prefix}/{result.name}_reward"] = result.reward
+    return metrics
 
 
 class StageSums(Metric):

@@ -12,75 +12,28 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from toolagent_pl.agents import Agent, BlindAgent, Evaluation, Rollout
-from toolagent_pl.checkpoint_io import AtomicCheckpointIO
+from toolagent_pl.checkpoint_io import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_KEY,
+    AtomicCheckpointIO,
+    batches_seen,
+    check_origin,
+)
 from toolagent_pl.envs import CalculatorEnv, Env, EnvSpec, Outcome
-from toolagent_pl.envs.env import check_returned, float_kind
 from toolagent_pl.learning import A2C, Advantages, Algorithm, LossTerms, OutcomeReward, Reward, SuccessReplay
+from toolagent_pl.learning.algorithm import check_advantages, check_terms
 from toolagent_pl.learning.replay import Remembered
+from toolagent_pl.learning.rewards import check_rewards
 from toolagent_pl.learning.rollout import check_evaluation, collect, collect_and_evaluate
-from toolagent_pl.metrics import StageSums, log_metrics
+from toolagent_pl.metrics import StageResult, StageSums, log_metrics, result_metrics
 from toolagent_pl.problems import Problems, Stage, Stages
 from toolagent_pl.randomness import Purpose, random_bits
 from toolagent_pl.tools import find_tools
 
-CHECKPOINT_KEY = "toolagent_pl"
 LEAST_FOR_COMPILING = "2.11"  # versions before it cannot follow properties of named tuples
-CHECKPOINT_FORMAT = 3
 ENT_COEF_RATE = 1.02  # factor by which the entropy's weight moves in an update, where it is steered
 ENT_COEF_RANGE = (1e-4, 0.22)
 ROUNDING = 1e-6  # of a variance, over the mean square that it is the difference of
-
-
-def check_origin(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The part of a checkpoint that says where it comes from.
-
-    Raises:
-        ValueError: If that is not this program, or not this format.
-    """
-    header = checkpoint.get(CHECKPOINT_KEY)
-    if not isinstance(header, dict):
-        raise ValueError("ckpt_path: got a checkpoint of another program, expected one of toolagent_pl")
-    if type(header.get("format")) is not int or header["format"] != CHECKPOINT_FORMAT:
-        raise ValueError(
-            f"ckpt_path: got a checkpoint of format {header.get('format')}, expected format {CHECKPOINT_FORMAT}"
-        )
-    return header
-
-
-def batches_seen(checkpoint: dict[str, Any]) -> int:
-    """The cursor of the run that a checkpoint is of.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    batches = check_origin(checkpoint).get("batches_seen")
-    if type(batches) is not int or not 0 <= batches < 2**53:
-        raise ValueError(f"ckpt_path: got batches_seen {batches!r} in the checkpoint, expected a number of batches")
-    return batches
-
-
-class StageResult(NamedTuple):
-    """What the greedy agent achieved on the problems of a stage.
-
-    Attributes:
-        name: Of the stage.
-        tried: How many problems.
-        correct: How many of them were answered correctly.
-        plan_length: Actions taken over those of the textbook's plan, in problems answered correctly; not a number
-            where there are none.
-        reward: Mean reward.
-    """
-
-    name: str
-    tried: int
-    correct: int
-    plan_length: float
-    reward: float
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct answers; not a number where no problem was tried."""
-        return self.correct / self.tried if self.tried else float("nan")
 
 
 class Update(NamedTuple):
@@ -697,47 +650,3 @@ class ToolAgent(LightningModule):
         self.ent_coef = torch.tensor(ent_coef, dtype=torch.float64)
         if self.replay is not None:
             self.replay.load_state_dict(header.get("replay", {}))
-
-
-def result_metrics(prefix: str, results: Sequence[StageResult]) -> dict[str, float]:
-    """The results as metrics, ``val/E3_accuracy`` and so on."""
-    metrics = {}
-    for result in results:
-        metrics[f"{prefix}/{result.name}_accuracy"] = result.accuracy
-        metrics[f"{prefix}/{result.name}_plan_length"] = result.plan_length
-        metrics[f"{prefix}/{result.name}_reward"] = result.reward
-    return metrics
-
-
-def check_advantages(algorithm: Algorithm, advantages: Any, rollout: Rollout) -> None:
-    """Refuse what an algorithm of one's own returned, unless it is ``Advantages``, float32 ``[T, N]`` each.
-
-    Raises:
-        TypeError: Names the class, what it returned, and what is expected.
-    """
-    if not isinstance(advantages, Advantages):
-        name = type(algorithm).__name__
-        raise TypeError(f"{name}.advantages: got {type(advantages).__name__}, expected Advantages")
-    for name, value in zip(advantages._fields, advantages, strict=True):
-        check_returned(algorithm, "advantages", name, value, float_kind(value), rollout.mask.shape)
-
-
-def check_terms(algorithm: Algorithm, terms: Any) -> None:
-    """Refuse what an algorithm of one's own returned, unless it is ``LossTerms``, float32 scalars.
-
-    Raises:
-        TypeError: Names the class, what it returned, and what is expected.
-    """
-    if not isinstance(terms, LossTerms):
-        raise TypeError(f"{type(algorithm).__name__}.loss: got {type(terms).__name__}, expected LossTerms")
-    for name, value in (*zip(terms._fields[:3], terms[:3], strict=True), *terms.metrics.items()):
-        check_returned(algorithm, "loss", name, value, float_kind(value), [])
-
-
-def check_rewards(reward: Reward, rewards: Any, rollout: Rollout) -> None:
-    """Refuse what a reward of one's own returned, unless it is float32 ``[T, N]``.
-
-    Raises:
-        TypeError: Names the class, what it returned, and what is expected.
-    """
-    check_returned(reward, "__call__", "the rewards", rewards, torch.float32, rollout.mask.shape)

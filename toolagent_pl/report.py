@@ -11,7 +11,8 @@ from rich.table import Table
 from toolagent_pl.callbacks.samples import sample_episodes
 from toolagent_pl.episodes import Episode
 from toolagent_pl.learning import OutcomeReward
-from toolagent_pl.module import StageResult, ToolAgent
+from toolagent_pl.metrics import StageResult
+from toolagent_pl.module import ToolAgent
 
 SAMPLES = 5  # of each stage
 WIDTH = 160  # where there is no terminal, so that lines of tables stay whole

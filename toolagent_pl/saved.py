@@ -224,9 +224,8 @@ def _read_checkpoint(path: Path) -> SavedAgent:
     """
     import yaml
 
-    from toolagent_pl.checkpoint_io import AtomicCheckpointIO
+    from toolagent_pl.checkpoint_io import AtomicCheckpointIO, check_origin
     from toolagent_pl.configuration import load_yaml
-    from toolagent_pl.module import check_origin
 
     places = [folder / "config.yaml" for folder in (path.parent.parent, path.parent)]
     file = next((place for place in places if place.is_file()), None)

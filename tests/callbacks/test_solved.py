@@ -5,7 +5,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from toolagent_pl.callbacks import StopWhenSolved
-from toolagent_pl.module import StageResult, ToolAgent
+from toolagent_pl.metrics import StageResult
+from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -6,7 +6,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from toolagent_pl.module import StageResult, ToolAgent
+from toolagent_pl.metrics import StageResult
+from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.process import threads_for
 

@@ -1,12 +1,13 @@
 """What an algorithm is: advantages, once for each rollout, and a loss."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from toolagent_pl.agents import Evaluation, Rollout
+from toolagent_pl.envs.env import check_returned, float_kind
 
 NOTHING: dict[str, Tensor] = {}
 
@@ -135,3 +136,28 @@ def check_shares(**shares: float) -> None:
     for option, value in shares.items():
         if not 0 < value <= 1:
             raise ValueError(f"model.algorithm.{option}: got {value}, expected more than 0 and at most 1")
+
+
+def check_advantages(algorithm: Algorithm, advantages: Any, rollout: Rollout) -> None:
+    """Refuse what an algorithm of one's own returned, unless it is ``Advantages``, float32 ``[T, N]`` each.
+
+    Raises:
+        TypeError: Names the class, what it returned, and what is expected.
+    """
+    if not isinstance(advantages, Advantages):
+        name = type(algorithm).__name__
+        raise TypeError(f"{name}.advantages: got {type(advantages).__name__}, expected Advantages")
+    for name, value in zip(advantages._fields, advantages, strict=True):
+        check_returned(algorithm, "advantages", name, value, float_kind(value), rollout.mask.shape)
+
+
+def check_terms(algorithm: Algorithm, terms: Any) -> None:
+    """Refuse what an algorithm of one's own returned, unless it is ``LossTerms``, float32 scalars.
+
+    Raises:
+        TypeError: Names the class, what it returned, and what is expected.
+    """
+    if not isinstance(terms, LossTerms):
+        raise TypeError(f"{type(algorithm).__name__}.loss: got {type(terms).__name__}, expected LossTerms")
+    for name, value in (*zip(terms._fields[:3], terms[:3], strict=True), *terms.metrics.items()):
+        check_returned(algorithm, "loss", name, value, float_kind(value), [])

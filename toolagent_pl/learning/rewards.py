@@ -8,6 +8,7 @@ from torch import Tensor
 
 from toolagent_pl.agents import Rollout
 from toolagent_pl.envs import CalculatorEnv, Env, TutorialEnv
+from toolagent_pl.envs.env import check_returned
 from toolagent_pl.envs.tutorial import tutorial_reward
 from toolagent_pl.problems import Problems
 
@@ -136,3 +137,12 @@ def at_last_step(reward: Tensor, rollout: Rollout) -> Tensor:
     """``reward`` [N] placed at the last step taken by each episode, float32 ``[T, N]``."""
     step = torch.arange(1, len(rollout.mask) + 1, device=reward.device)[:, None]
     return reward * (step == rollout.outcome.steps)
+
+
+def check_rewards(reward: Reward, rewards: Any, rollout: Rollout) -> None:
+    """Refuse what a reward of one's own returned, unless it is float32 ``[T, N]``.
+
+    Raises:
+        TypeError: Names the class, what it returned, and what is expected.
+    """
+    check_returned(reward, "__call__", "the rewards", rewards, torch.float32, rollout.mask.shape)
