@@ -295,9 +295,9 @@ class ToolAgent(LightningModule):
 
     def _imitate(self, replay: SuccessReplay, rollout: Rollout) -> dict[str, Tensor]:
         """Keep what is worth it, over all ranks, and one update from what is kept; returns its metrics."""
-        with_critic, ranks = self.algorithm.needs_value, self.trainer.world_size
+        with_critic = self.algorithm.needs_value
         replay.add(*self._from_all_ranks(replay.worth_keeping(rollout, with_critic)))
-        drawn = replay.draw(self.env, self.seed, self.batches_seen, self.global_rank, ranks)
+        drawn = replay.draw(self.env, self.seed, self.batches_seen, self.global_rank, self._ranks)
         if drawn is None:
             return {}
         again = collect(self.agent, self.env, drawn.problems, actions=drawn.actions.T)
@@ -310,9 +310,9 @@ class ToolAgent(LightningModule):
         return {"train/replay_size": size, "train/replay_weight": terms.metrics["replay_weight"] / count}
 
     def _from_all_ranks(self, found: Remembered) -> list[Remembered]:
-        if self.trainer.world_size == 1:
+        if self._ranks == 1:
             return [found]
-        parts: list[Any] = [None] * self.trainer.world_size
+        parts: list[Any] = [None] * self._ranks
         torch.distributed.all_gather_object(parts, (found.problems.to("cpu"), found.actions.cpu()))
         return [Remembered(problems.to(self.device), actions.to(self.device)) for problems, actions in parts]
 
@@ -394,10 +394,10 @@ class ToolAgent(LightningModule):
         last = parts - 1
         for i, loss in enumerate(losses):
             together: Any = nullcontext()
-            if i < last and self.trainer.world_size > 1:
+            if i < last and self._ranks > 1:
                 together = self.trainer.strategy.block_backward_sync()  # type: ignore[attr-defined]
             with together:
-                self.manual_backward(self._with_all_weights(loss) if self.trainer.world_size > 1 else loss)
+                self.manual_backward(self._with_all_weights(loss) if self._ranks > 1 else loss)
         optimizer.step()
         self.agent.after_update(optimizer.param_groups[0]["lr"])
 
@@ -475,9 +475,9 @@ class ToolAgent(LightningModule):
         """
         if self.replay is not None:
             self.replay.to(self.device)
-            if self.replay.batch_size % self.trainer.world_size:
+            if self.replay.batch_size % self._ranks:
                 raise ValueError(
-                    f"model.replay.batch_size: got {self.replay.batch_size} with {self.trainer.world_size} devices, "
+                    f"model.replay.batch_size: got {self.replay.batch_size} with {self._ranks} devices, "
                     "expected a multiple of their number"
                 )
         for optimizer in self.trainer.optimizers:
@@ -487,13 +487,17 @@ class ToolAgent(LightningModule):
         """Forget what was compiled: it can be neither copied nor sent to another process."""
         self._compiled = None
 
+    @property
+    def _ranks(self) -> int:
+        """How many ranks learn together; one without a trainer."""
+        return self._trainer.world_size if self._trainer else 1
+
     def _mean_over_ranks(self, tensor: Tensor) -> Tensor:
-        ranks = self._trainer.world_size if self._trainer else 1
-        if ranks == 1:
+        if self._ranks == 1:
             return tensor
         total = tensor.clone()
         torch.distributed.all_reduce(total)  # torch.compile can follow this, but not what Lightning wraps around it
-        return total / ranks
+        return total / self._ranks
 
     def _training_metrics(
         self, rollout: Rollout, rewards: Tensor, advantages: Advantages, terms: LossTerms, count: Tensor
