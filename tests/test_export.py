@@ -85,7 +85,7 @@ def test_graphs_give_the_same_plans(tmp_path, name, kind):
     changed = copy.deepcopy(agent)
     with torch.no_grad():
         changed.policy.bias[0] += 100
-    with pytest.raises(export.ExportError, match=f"whose {kind} graphs give other plans for \d+ of 500 problems of E1"):
+    with pytest.raises(export.ExportError, match=rf"whose {kind} graphs give other plans for \d+ of 500 problems"):
         export.compare(changed, ENV, 3, tmp_path, kind)
 
 
