@@ -68,7 +68,8 @@ def test_the_card_of_the_shipped_agent_follows_from_its_description(tmp_path):
     for name in ("README.md", "config.json", "model.safetensors"):
         assert (tmp_path / name).read_bytes() == (PRETRAINED / name).read_bytes()
     card = (tmp_path / "README.md").read_text()
-    assert "| E16 | 9,996 | 10,000 | 99.96% | never trained on |" in card
+    assert "| E16 | 9,996 | 10,000 | 99.96% |  | never trained on |" in card
+    assert "| E5 | 100,000 | 100,000 | 100.00% | all of 42 right, 2," in card
     assert "configs/expressions.yaml`, seed 0." in card
 
 
@@ -76,3 +77,18 @@ def test_the_card_of_the_shipped_agent_follows_from_its_description(tmp_path):
 def test_figures_that_are_none_leave_the_card_without_results(tmp_path, figures):
     Solver(DESCRIPTION, WEIGHTS).save_pretrained(tmp_path, figures=figures)
     assert "## Results" not in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("worst", "cell"),
+    [
+        ({"shape": "((..).)", "right": 190, "tried": 200}, "`((..).)`: 95.00% of 200"),
+        ({"shape": "`<script>`", "right": 190, "tried": 200}, ""),  # a folder may come from anyone
+        ({"shape": "((..).)", "right": "190", "tried": 200}, ""),
+        ("((..).)", ""),
+    ],
+)
+def test_the_worst_shape_of_a_stage_is_on_the_card(tmp_path, worst, cell):
+    figures = {"E2": {"right": 390, "tried": 400, "shapes": 2, "worst": worst}}
+    Solver(DESCRIPTION, WEIGHTS).save_pretrained(tmp_path, figures=figures)
+    assert f"| E2 | 390 | 400 | 97.50% | {cell} |" in (tmp_path / "README.md").read_text()

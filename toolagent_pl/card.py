@@ -1,5 +1,6 @@
 """Model cards: what an agent is, how it was trained, and how often it is right, from what is known of its run."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -38,7 +39,9 @@ def model_card(description: Mapping[str, Any], weights: int) -> str:
     if rows := list(_rows(description)):
         parts.append(
             "## Results\n\nProblems that the greedy agent answers correctly: all there are where all can be tried, "
-            "else problems that training never drew.\n\n| stage | right | of | share | |\n|---|---|---|---|---|\n"
+            "else a sample of those that training never drew. The shape of an expression's tree is written as in "
+            "`((..).)` for `(a+b)*c`.\n\n"
+            "| stage | right | of | share | worst shape of tree | |\n|---|---|---|---|---|---|\n"
             + "\n".join(rows)
             + "\n"
         )
@@ -53,8 +56,29 @@ def _rows(description: Mapping[str, Any]) -> Iterator[str]:
     """Lines of the table of results; what is no pair of numbers is left out."""
     figures = description.get("figures")
     for stage, figure in figures.items() if isinstance(figures, dict) else ():
-        right, tried = (figure.get(name) for name in ("right", "tried")) if isinstance(figure, dict) else (None, None)
-        if isinstance(right, int) and isinstance(tried, int) and 0 <= right <= tried and tried:
-            share = right * 10_000 // tried / 100  # rounded down: 100% means all of them
+        if counts := _counts(figure):
             note = "" if stage in description["trained_stages"] else "never trained on"
-            yield f"| {stage} | {right:,} | {tried:,} | {share:.2f}% | {note} |"
+            right, tried = counts
+            yield f"| {stage} | {right:,} | {tried:,} | {_percent(right, tried)} | {_worst(figure)} | {note} |"
+
+
+def _worst(figure: Mapping[str, Any]) -> str:
+    """The worst shape of tree, where it is known; or that there is none with a mistake."""
+    worst, shapes = figure.get("worst"), figure.get("shapes")
+    shape = worst.get("shape") if isinstance(worst, dict) else None
+    if not (counts := _counts(worst)) or not isinstance(shapes, int) or not re.fullmatch(r"[(.)]+", str(shape)):
+        return ""
+    right, tried = counts
+    if right < tried:
+        return f"`{shape}`: {_percent(right, tried)} of {tried:,}"
+    return f"all of {shapes} right, {tried:,} or more of each" if shapes > 1 else ""
+
+
+def _counts(figure: Any) -> tuple[int, int] | None:
+    """How many are right and how many were tried, if that is what it says."""
+    right, tried = (figure.get(name) for name in ("right", "tried")) if isinstance(figure, dict) else (None, None)
+    return (right, tried) if isinstance(right, int) and isinstance(tried, int) and 0 <= right <= tried > 0 else None
+
+
+def _percent(right: int, tried: int) -> str:
+    return f"{right * 10_000 // tried / 100:.2f}%"  # rounded down: 100% means all of them

@@ -10,7 +10,7 @@ from toolagent_pl.agents import Rollout
 from toolagent_pl.envs import Env, execute
 from toolagent_pl.envs.env import PLACES
 from toolagent_pl.learning.rollout import visible_actions
-from toolagent_pl.problems import Problems
+from toolagent_pl.shapes import by_shape
 from toolagent_pl.statistics import Interval
 
 COLORS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a")
@@ -44,22 +44,15 @@ def accuracy_by_operators(rollouts: Sequence[Rollout]) -> Figure:
 
 
 def accuracy_by_shape(rollouts: Sequence[Rollout]) -> Figure:
-    """Share of right answers by shape of tree: the shapes with the lowest shares, written with dots as operands."""
-    names: list[str] = []
-    for rollout in rollouts:
-        names += shapes(rollout.problems)
-    correct = torch.cat([rollout.outcome.correct for rollout in rollouts]).tolist()
-    tried: dict[str, list[bool]] = {}
-    for name, right in zip(names, correct, strict=True):
-        tried.setdefault(name, []).append(right)
-    worst = sorted(tried, key=lambda name: (sum(tried[name]) / len(tried[name]), -len(tried[name])))[:MOST_SHAPES]
+    """Share of right answers by shape of tree: the worst shapes, written with dots as operands."""
+    worst = by_shape((rollout.problems, rollout.outcome.correct) for rollout in rollouts)[:MOST_SHAPES]
     figure = Figure(figsize=(8, 0.28 * len(worst) + 1.2), layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(worst)), [sum(tried[name]) / len(tried[name]) for name in worst], color=COLORS[0])
-    axes.set_yticks(range(len(worst)), [f"{name}  ({len(tried[name])})" for name in worst], fontfamily="monospace")
+    axes.barh(range(len(worst)), [one.right / one.tried for one in worst], color=COLORS[0])
+    axes.set_yticks(range(len(worst)), [f"{one.shape}  ({one.tried})" for one in worst], fontfamily="monospace")
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_title("right answers by shape of tree, lowest first (problems tried)")
+    axes.set_title("right answers by shape of tree, worst first (problems tried)")
     return figure
 
 
@@ -128,18 +121,6 @@ def episode(rollout: Rollout, env: Env, row: int = 0, room: tuple[int, int] | No
     if places.shape[1]:
         axes.legend(loc="upper right", ncols=len(PLACES), fontsize="small", frameon=False, bbox_to_anchor=(1.0, 1.04))
     return figure
-
-
-def shapes(problems: Problems) -> list[str]:
-    """Shape of each tree, every operand a dot and every operator with brackets: ``((..).)``."""
-    written = []
-    for tree, length in zip(problems.tree.tolist(), problems.length.tolist(), strict=True):
-        parts = {(i, i + 1): "." for i in range(length)}
-        for token, start, split, end in tree:
-            if token:
-                parts[start, end] = f"({parts.pop((start, split))}{parts.pop((split, end))})"
-        written.append(parts[0, length])
-    return written
 
 
 def _shares(group: Tensor, correct: Tensor) -> tuple[list[int], list[float], list[int]]:

@@ -28,6 +28,24 @@ def test_a_checkpoint_becomes_a_folder_with_a_card_of_its_results(trained, tmp_p
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == saved.description
 
 
+def test_a_number_of_problems_has_known_results_tried_anew_by_shape_of_tree(tmp_path):
+    first = Solver.from_checkpoint()
+    first.description["trained_stages"] = ["T0", "E2"]
+    figures = {"E2": {"right": 1, "tried": 9}, "E99": {"right": 3, "tried": 4}}
+    first.save_pretrained(tmp_path / "agent", figures=figures)
+    words = ["--format", "safetensors", "--ckpt_path", str(tmp_path / "agent"), "--output", str(tmp_path / "new")]
+    assert main([*words, "--test_problems", "1000"]) == 0
+    figures = read(tmp_path / "new").description["figures"]
+    assert list(figures) == ["E2", "E99", "T0"]
+    assert figures["E99"] == {"right": 3, "tried": 4}  # not trained on: not tried here
+    assert (figures["E2"]["right"], figures["E2"]["tried"], figures["E2"]["shapes"]) == (1000, 1000, 2)
+    worst = figures["E2"]["worst"]
+    assert worst["right"] == worst["tried"] < 500  # without mistakes, it is the one that was tried least
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert f"| E2 | 1,000 | 1,000 | 100.00% | all of 2 right, {worst['tried']} or more of each |  |" in card
+    assert "| T0 | 1,000 | 1,000 | 100.00% |  |  |" in card
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

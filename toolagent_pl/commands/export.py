@@ -16,8 +16,11 @@ from toolagent_pl.problems import Stages
 from toolagent_pl.problems.stream import FixedProblems
 from toolagent_pl.randomness import Purpose
 from toolagent_pl.saved import SavedAgent, build, read, write
+from toolagent_pl.shapes import by_shape
 
 BATCH = 4096
+TRIED = 10_000  # problems of each stage
+ENOUGH = 100  # problems of a shape of tree, for its share to say something
 FORMATS = (*export.FORMATS, "safetensors")
 EXAMPLES = """\
 examples:
@@ -41,9 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         "--test_problems",
         metavar="N",
         type=int,
-        default=10_000,
         help="most problems of each trained stage that the model card tells the results of: all of a stage that has no "
-        "more, else held-out ones (default: 10000; with safetensors, where no results are known)",
+        "more, else held-out ones (with safetensors; default: 10000 where no results are known)",
     )
     return parser
 
@@ -64,36 +66,42 @@ def main(arguments: Sequence[str]) -> int:
 
 def _export(options: argparse.Namespace) -> str:
     """Export, and say what came of it."""
-    if options.test_problems < 0:
-        raise ValueError(f"test_problems: got {options.test_problems}, expected at least 0")
+    most = options.test_problems
+    if most is not None and most < 0:
+        raise ValueError(f"test_problems: got {most}, expected at least 0")
     saved = read(agent_path(options))
     agent, env = build(*saved)
     directory, stages = Path(options.output).expanduser(), len(saved.description["trained_stages"])
     if options.format == "safetensors":
-        figures = saved.description.get("figures") or _figures(saved, agent, env, options.test_problems)
-        write(directory, saved, {"figures": figures})
+        known = saved.description.get("figures") or {}
+        if not known or most is not None:
+            tried = _figures(saved, agent, env, TRIED if most is None else most)
+            known = {**known, **tried} if isinstance(known, dict) else tried
+        write(directory, saved, {"figures": known})
         return f"{directory}: weights, config.json and README.md of {type(agent).__name__}"
     export.check_installed(options.format)
     graphs = export.trace(agent, env, stages)
     export.write(graphs, agent, env, directory, options.format)
-    tried = export.compare(agent, env, stages, directory, options.format)
-    return f"{directory}: prefill and decode of {type(agent).__name__}, with the same plans for {tried:,} problems"
+    compared = export.compare(agent, env, stages, directory, options.format)
+    return f"{directory}: prefill and decode of {type(agent).__name__}, with the same plans for {compared:,} problems"
 
 
-def _figures(saved: SavedAgent, agent: Agent, env: Env[Any], most: int) -> dict[str, dict[str, int]]:
+def _figures(saved: SavedAgent, agent: Agent, env: Env[Any], most: int) -> dict[str, dict[str, Any]]:
     """How many problems of each stage the agent answers correctly; stages of one's own are left out.
 
-    All of a stage that has no more than ``most`` are tried, else so many that are held out.
+    All of a stage that has no more than ``most`` are tried, else so many that are held out. Of the shapes of trees with
+    enough problems the worst is named.
     """
-    figures: dict[str, dict[str, int]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for position, name in enumerate(saved.description["trained_stages"] if most else ()):
         try:
             stages = Stages([name], env.vocabulary.tools)
         except ValueError:  # its pattern is not known here
             continue
-        right = tried = 0
-        for problems in FixedProblems(stages, Purpose.TEST, most, BATCH, whole=True, most=most):
-            rollout = collect(agent, env, problems._replace(stage=torch.full_like(problems.stage, position)))
-            right, tried = right + int(rollout.outcome.correct.sum()), tried + problems.size
-        figures[name] = {"right": right, "tried": tried}
+        batches = FixedProblems(stages, Purpose.TEST, most, BATCH, whole=True, most=most)
+        told = (problems._replace(stage=torch.full_like(problems.stage, position)) for problems in batches)
+        counts = by_shape((problems, collect(agent, env, problems).outcome.correct) for problems in told)
+        figures[name] = {"right": sum(one.right for one in counts), "tried": sum(one.tried for one in counts)}
+        if enough := [one for one in counts if one.tried >= ENOUGH]:
+            figures[name] |= {"shapes": len(enough), "worst": enough[0]._asdict()}
     return figures
