@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import ablations, compare, gpu, overhead, reasoning_gym_eval, throughput, time_to_solve
+from benchmarks import ablations, compare, gpu, overhead, reasoning_gym_eval, sb3, throughput, time_to_solve
 from benchmarks.bare import DEFAULT_RUN, make_module
 from benchmarks.contestants import STEPS
 from toolagent_pl import Solver
@@ -65,6 +65,16 @@ def test_jax_does_the_same_work():
     evaluation = module.agent(rollout)
     for name in ("log_prob", "value"):
         torch.testing.assert_close(getattr(evaluation, name)[rollout.mask], theirs[name][mask], rtol=1e-4, atol=1e-5)
+
+
+def test_stable_baselines_learns_the_same_task(tmp_path):
+    pytest.importorskip("sb3_contrib")
+    output = tmp_path / "sb3.json"
+    assert sb3.main(["--tasks", "T0", "--seconds", "0.1", "--patience", "0", "--output", str(output)]) == 0
+    ours, theirs = json.loads(output.read_text())["results"]
+    assert ours["accuracy"] >= sb3.SOLVED
+    assert theirs["tokens"] == sb3.STEPS
+    assert 0 < theirs["accuracy"] <= 1
 
 
 def test_fit_and_the_bare_loop_do_the_same_work(tmp_path):
