@@ -7,10 +7,19 @@ import torch
 
 from toolagent_pl.agents import BlindAgent, Reader
 from toolagent_pl.envs import CalculatorEnv
+from toolagent_pl.learning import PPO
 from toolagent_pl.module import ToolAgent, Update
 from toolagent_pl.problems import Stages
 from toolagent_pl.problems.stream import ProblemStream
 from toolagent_pl.process import PROBLEMS_PER_THREAD, keep_freed_memory
+
+# What `fit` has without any configuration.
+DEFAULT_RUN: dict[str, Any] = {
+    "algorithm": PPO(minibatches=2, ent_coef=0.15, ent_target=1.0),
+    "learning_rate": 4e-3,
+    "betas": (0.9, 0.98),
+}
+STEADY_RATE = 1e-6  # of updates whose work shall stay the same
 
 
 def make_module(agent: str, stages: Sequence[str] = ("T0", "T1", "T2"), **options: Any) -> ToolAgent:

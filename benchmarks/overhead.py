@@ -21,7 +21,7 @@ from benchmarks.bare import BareLoop
 from benchmarks.environment import DOCUMENT, arguments_of, run_fit, started, warn_of_others, write_json
 from toolagent_pl.callbacks.agreement import checksum
 
-WANTED = 0.1
+WANTED = 0.08
 TURN, WARMUP = 10, 20  # updates
 
 

@@ -1,11 +1,12 @@
-"""Throughput of one training update of this project beside other implementations of the same update.
+"""Throughput of one training update of the default run, beside the same update in JAX and its matrix products alone.
 
-Run ``python -m benchmarks.throughput``. ``benchmarks/contestants/contestant.py`` says what one update is. Tokens are
-the actions chosen, 6 for each problem. Measurements run one after the other, each in a fresh process. With ``--check``
-losses, gradients and rewards of the contestants are compared instead.
+Run ``python -m benchmarks.throughput``. ``benchmarks/contestants/__init__.py`` says what one update is. Tokens are the
+actions taken. Measurements run one after the other on one CPU, each in a fresh process, and count the CPU's time: what
+else a machine does then changes little.
 """
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -15,80 +16,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contestants import LABELS, make, reason_to_skip
-from benchmarks.environment import arguments_of, available_cpus, run_python, started, warn_of_others, write_json
+from benchmarks.environment import arguments_of, run_python, started, warn_of_others, write_json
 
-STAGES = ("T0", "T1", "T2")
-OURS = "this_project"
-REFERENCE = "two_pass"
+OURS, LIMIT = "reader", "products"
 SLICES = 8  # of a measurement; whoever may compute ahead is waited for after each
-TOLERANCE = 1e-4
-EPISODES = 256  # that losses are compared on
-SAMPLES = 16  # of so many episodes, whose mean rewards are compared
-TOOL_BIAS = 2.5  # added to the logits of tools, so that untrained agents get rewards now and then
 
 
-def measure(name: str, batch: int, stage: int, d: int, seconds: float) -> dict[str, float]:
-    """Seconds of an update, and tokens a second, in this process."""
-    contestant = make(name, batch, stage, 0, d)
+def measure(name: str, batch: int, stage: str, seconds: float) -> dict[str, float]:
+    """CPU seconds of an update, and tokens in a CPU second, in this process."""
+    if hasattr(os, "sched_setaffinity"):  # else XLA takes as many threads as there are CPUs, whatever it is told
+        os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+    contestant = make(name, batch, stage)
     float(contestant.update())  # compiles, or allocates
-    start = time.perf_counter()
+    start = time.process_time()
     float(contestant.update())
-    each = max(1, int(seconds / SLICES / (time.perf_counter() - start)))
-    before, updates, start = float(contestant.actions), 0, time.perf_counter()
-    while not updates or time.perf_counter() - start < seconds:
+    each = max(1, int(seconds / SLICES / (time.process_time() - start)))
+    before, updates, start = float(contestant.actions), 0, time.process_time()
+    while not updates or time.process_time() - start < seconds:
         for _ in range(each):
             loss = contestant.update()
         float(loss)
         updates += each
-    elapsed = time.perf_counter() - start
-    return {"seconds": elapsed / updates, "tokens_per_second": (float(contestant.actions) - before) / elapsed}
+    elapsed = time.process_time() - start
+    tokens = float(contestant.actions) - before
+    return {"seconds": elapsed / updates, "tokens": tokens / updates, "tokens_per_second": tokens / elapsed}
 
 
-def check(console: Console, names: Sequence[str], stages: Sequence[int], d: int) -> bool:
-    """Print for each stage and contestant how far it is from plain PyTorch; whether all are near enough.
-
-    Losses and gradients are compared on given actions, and the mean rewards of actions that they draw themselves.
-    """
-    from benchmarks.contestants.contestant import ACTIONS, MUL, OPERANDS, RCL, VOCABULARY, initial_weights
-
-    good, random = True, np.random.default_rng(0)
-    weights = initial_weights(d, 0)
-    weights["policy_bias"][MUL : RCL + 1] += TOOL_BIAS
-    for stage in stages:
-        operands = random.integers(0, 10, (EPISODES, OPERANDS))
-        actions = random.integers(0, VOCABULARY, (EPISODES, ACTIONS))
-        actions = np.where(random.random(actions.shape) < 0.8, random.integers(MUL, RCL + 1, actions.shape), actions)
-        compared: dict[str, tuple[Any, ...]] = {}
-        for name in [REFERENCE, *(name for name in names if name not in (REFERENCE, "reader"))]:
-            if reason := reason_to_skip(name):
-                console.print(f"{name}: not checked, {reason}")
-                continue
-            contestant = make(name, EPISODES, stage, len(compared), d)
-            contestant.load(weights)
-            loss, gradients = contestant.loss_and_gradients(operands, actions)
-            draws = random.integers(0, 10, (SAMPLES, EPISODES, OPERANDS))
-            rewards = [contestant.mean_reward(draw) for draw in draws]
-            compared[name] = loss, gradients, np.mean(rewards), np.std(rewards, ddof=1) / SAMPLES**0.5
-            expected = compared[REFERENCE]
-            off = max(float(np.abs(gradients[part] - expected[1][part]).max()) for part in weights)
-            reward_off = abs(compared[name][2] - expected[2]) / np.hypot(compared[name][3], expected[3])
-            agrees = abs(loss - expected[0]) <= TOLERANCE and off <= TOLERANCE and reward_off <= 5
-            good &= bool(agrees)
-            console.print(
-                f"{STAGES[stage]} {name:13} loss {loss:8.5f} (off by {abs(loss - expected[0]):.0e}), gradient off by "
-                f"{off:.0e}, reward {compared[name][2]:.4f} ({reward_off:.1f} standard errors off): "
-                f"{'agrees' if agrees else 'DIFFERS'}"
-            )
-    return good
-
-
-def side_by_side(console: Console, options: Namespace, stage: int, batch: int) -> list[dict[str, Any]]:
+def side_by_side(console: Console, options: Namespace, batch: int) -> list[dict[str, Any]]:
     """Measure all contestants in turns."""
     results: dict[str, list[dict[str, float]]] = {}
     for repetition in range(options.repetitions):
@@ -97,10 +56,10 @@ def side_by_side(console: Console, options: Namespace, stage: int, batch: int) -
                 if not repetition:
                     console.print(f"skipped {name} at batch {batch}: {reason}")
                 continue
-            work = json.dumps([name, batch, stage, options.d, options.seconds])
+            work = json.dumps([name, batch, options.stage, options.seconds])
             with tempfile.TemporaryDirectory() as directory:
                 arguments = ["-m", "benchmarks.throughput", "--only", work]
-                done = run_python(arguments, Path(directory), options.patience, options.threads)
+                done = run_python(arguments, Path(directory), options.patience, threads=1)
             if done.error:
                 console.print(f"{name} failed at batch {batch}: {done.error}", markup=False)
                 continue
@@ -109,7 +68,7 @@ def side_by_side(console: Console, options: Namespace, stage: int, batch: int) -
     rows = []
     for name, found in results.items():
         medians = {key: statistics.median(result[key] for result in found) for key in found[0]}
-        rows.append({"contestant": name, "stage": STAGES[stage], "batch": batch, **medians, "repetitions": found})
+        rows.append({"contestant": name, "batch": batch, **medians, "repetitions": found})
     return rows
 
 
@@ -120,16 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(measure(*json.loads(options.only))))
         return 0
     console, facts = started()
-    stages = [STAGES.index(stage) for stage in options.stage]
-    if options.check:
-        return 0 if check(console, options.contestants, stages, options.d) else 1
-    settings = {key: value for key, value in vars(options).items() if key not in ("check", "output", "only")}
+    settings = {key: value for key, value in vars(options).items() if key not in ("output", "only")}
     rows: list[dict[str, Any]] = []
-    for stage in stages:
-        for batch in options.batch:
-            rows += side_by_side(console, options, stage, batch)
-            write_json(console, options.output, {**facts, "settings": settings, "results": rows}, last=False)
-        console.print(_table([row for row in rows if row["stage"] == STAGES[stage]], STAGES[stage]))
+    for batch in options.batch:
+        rows += side_by_side(console, options, batch)
+        write_json(console, options.output, {**facts, "settings": settings, "results": rows}, last=False)
+    console.print(_table(rows, options.stage))
     warn_of_others(console, [result["others"] for row in rows for result in row["repetitions"]])
     console.print(f"written to {options.output}")
     return 0 if rows else 1
@@ -137,21 +92,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _table(rows: list[dict[str, Any]], stage: str) -> Table:
     table = Table("batch", "", box=box.SIMPLE_HEAD, title=f"One training update on {stage}", title_justify="left")
-    for column in ("tokens/s", "slowest-fastest", "problems/s", "ms/update", "peak MB", "blind agent is faster"):
+    for column in ("tokens a CPU second", "slowest-fastest", "ms/update", "tokens/update", "peak MB", "of the limit"):
         table.add_column(column, justify="right")
-    ours = {row["batch"]: row["tokens_per_second"] for row in rows if row["contestant"] == OURS}
+    limits = {row["batch"]: row["tokens_per_second"] for row in rows if row["contestant"] == LIMIT}
     for row in rows:
-        batch, tokens = row["batch"], [result["tokens_per_second"] for result in row["repetitions"]]
-        compared = batch in ours and row["contestant"] not in (OURS, "reader")
+        tokens = [result["tokens_per_second"] for result in row["repetitions"]]
+        limit = limits.get(row["batch"])
         table.add_row(
-            f"{batch:,}",
+            f"{row['batch']:,}",
             LABELS[row["contestant"]],
             f"{row['tokens_per_second']:,.0f}",
             f"{min(tokens):,.0f}-{max(tokens):,.0f}",
-            f"{batch / row['seconds']:,.0f}",
-            f"{row['seconds'] * 1e3:,.2f}",
+            f"{row['seconds'] * 1e3:,.1f}",
+            f"{row['tokens']:,.0f}",
             f"{row['peak_mb']:,.0f}",
-            f"{ours[batch] / row['tokens_per_second']:.2f} x" if compared else "",
+            f"{row['tokens_per_second'] / limit:.0%}" if limit else "",
         )
     return table
 
@@ -159,14 +114,11 @@ def _table(rows: list[dict[str, Any]], stage: str) -> Table:
 def _parser() -> Any:
     parser = arguments_of(__doc__, "throughput.json")
     add = parser.add_argument
-    add("--batch", type=int, nargs="+", default=[192, 1024, 4096, 16384], help="problems in an update")
-    add("--stage", choices=STAGES, nargs="+", default=["T2"], help="stages to draw them from, one after the other")
-    add("--d", type=int, default=96, help="width of the network")
+    add("--batch", type=int, nargs="+", default=[256, 1024, 4096, 16384], help="problems in an update")
+    add("--stage", default="E5", help="stage to draw them from")
     add("--repetitions", type=int, default=5, help="of each measurement")
     add("--seconds", type=float, default=2.0, help="of each repetition, at least one update")
-    add("--threads", type=int, default=available_cpus(), help="CPUs that a contestant may use")
     add("--contestants", choices=LABELS, nargs="+", default=list(LABELS), metavar="NAME", help="who takes part")
-    add("--check", action="store_true", help="only check that all do the same work")
     add("--only", help="what to measure in this process, as JSON")
     return parser
 

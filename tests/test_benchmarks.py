@@ -1,34 +1,80 @@
 """Every benchmark runs, in a tiny setting."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
-from benchmarks import ablations, compare, gpu, overhead, reasoning_gym_eval, throughput, time_to_solve
+from benchmarks import ablations, compare, gpu, overhead, reasoning_gym_eval, sb3, throughput, time_to_solve
+from benchmarks.bare import DEFAULT_RUN, make_module
+from benchmarks.contestants import STEPS
+from toolagent_pl import Solver
 from toolagent_pl.cli import main as command_line
+from toolagent_pl.learning.rollout import collect
 from toolagent_pl.problems import Problems
+from toolagent_pl.problems.stream import ProblemStream
 
 TINY = ["--trainer.accelerator=cpu", "--data.val_problems=20", "--data.test_problems=50", "--data.batch_size=64"]
 TINY += ["--curriculum.stages=null", "--curriculum.ent_targets=null", "--curriculum.every_n_epochs=1"]
 
 
-def test_contestants_agree_and_are_measured(tmp_path):
-    names = ["this_project", "reader", "two_pass"]
-    assert throughput.main(["--check", "--stage", "T0", "T2", "--d", "8", "--contestants", *names]) == 0
-    result = throughput.measure("reader", 16, 1, 8, 0.01)
-    assert result["tokens_per_second"] > 0
+def test_contestants_are_measured(tmp_path):
     output = tmp_path / "throughput.json"
-    small = ["--batch", "16", "--d", "8", "--repetitions", "1", "--seconds", "0.05", "--patience", "0"]
-    assert throughput.main([*small, "--contestants", "this_project", "--output", str(output)]) == 0
-    (row,) = json.loads(output.read_text())["results"]
-    assert row["tokens_per_second"] == pytest.approx(6 * 16 / row["seconds"])
+    small = ["--batch", "16", "--repetitions", "1", "--seconds", "0.05", "--patience", "0", "--output", str(output)]
+    assert throughput.main([*small, "--contestants", "reader", "products"]) == 0
+    ours, limit = json.loads(output.read_text())["results"]
+    assert ours["contestant"] == "reader"
+    assert ours["tokens_per_second"] == pytest.approx(ours["tokens"] / ours["seconds"])
+    assert limit["tokens"] == 16 * STEPS
+    assert limit["tokens_per_second"] > ours["tokens_per_second"]
+
+
+def test_the_update_that_is_measured_is_that_of_the_default_run():
+    module = make_module("reader", ["E5"], **DEFAULT_RUN)
+    model = yaml.safe_load((Path(__file__).parents[1] / "configs/default.yaml").read_text())["model"]
+    for name, value in model["algorithm"]["init_args"].items():
+        assert getattr(module.algorithm, name) == value
+    assert [module.learning_rate, list(module.betas)] == [model["learning_rate"], model["betas"]]
 
 
 def test_jax_does_the_same_work():
-    pytest.importorskip("jax")
-    assert throughput.main(["--check", "--stage", "T1", "--d", "8", "--contestants", "jax_update"]) == 0
+    """The same log-probabilities and values for the same weights, and the same episodes for the same actions."""
+    jax = pytest.importorskip("jax")
+    from benchmarks.contestants import jax_reader
+
+    module = make_module("reader", ["E5"])
+    module.agent.load_state_dict(Solver.from_checkpoint().agent.state_dict())
+    problems = ProblemStream(module.stages, 3, 64, batches=1).batch(0)
+    task, rules = jax_reader.task_of(module, problems)
+    weights = jax_reader.weights_of(module)
+    gaps, number = jax_reader.count(task, len(weights["count"]))
+    encoded = jax_reader.encode(weights, gaps, gaps.cumsum(1), task.inside)
+    noise = jax.random.uniform(jax.random.key(0), (18, 64))  # as many steps as the calculator allows
+    steps, solved = jax.jit(jax_reader.act)(weights, encoded, number, task, rules, noise)
+    theirs = {name: torch.from_numpy(np.array(value)) for name, value in steps._asdict().items()}
+    rollout = collect(module.agent, module.env, problems, actions=theirs["action"].long())
+    mask = torch.zeros_like(theirs["mask"])
+    mask[: len(rollout.mask)] = rollout.mask
+    assert torch.equal(mask, theirs["mask"])
+    assert torch.equal(rollout.outcome.correct, torch.from_numpy(np.array(solved)))
+    assert int(rollout.outcome.correct.sum()) > 10
+    evaluation = module.agent(rollout)
+    for name in ("log_prob", "value"):
+        torch.testing.assert_close(getattr(evaluation, name)[rollout.mask], theirs[name][mask], rtol=1e-4, atol=1e-5)
+
+
+def test_stable_baselines_learns_the_same_task(tmp_path):
+    pytest.importorskip("sb3_contrib")
+    output = tmp_path / "sb3.json"
+    assert sb3.main(["--tasks", "T0", "--seconds", "0.1", "--patience", "0", "--output", str(output)]) == 0
+    ours, theirs = json.loads(output.read_text())["results"]
+    assert ours["accuracy"] >= sb3.SOLVED
+    assert theirs["tokens"] == sb3.STEPS
+    assert 0 < theirs["accuracy"] <= 1
 
 
 def test_fit_and_the_bare_loop_do_the_same_work(tmp_path):

@@ -1,21 +1,19 @@
-"""This project's reader, which does other work: it reads, acts in the calculator with feedback, and may stop early.
-
-Its tokens are the actions that its episodes took.
-"""
+"""This project: what ``fit`` does in an update, without Lightning's Trainer."""
 
 from torch import Tensor
 
-from benchmarks.bare import BareLoop, as_command_line, make_module
-from benchmarks.contestants.contestant import STAGES, Contestant
+from benchmarks.bare import DEFAULT_RUN, STEADY_RATE, BareLoop, as_command_line, make_module
+from toolagent_pl import Solver
 
 
-class Update(Contestant):
-    """The reader in a bare loop. It has a size of its own, whatever ``d`` is."""
+class Update:
+    """The updates of the default run in a bare loop, from the weights that come with the package."""
 
-    def __init__(self, batch: int, stage: int, seed: int, d: int) -> None:
+    def __init__(self, batch: int, stage: str) -> None:
         as_command_line(batch)
-        mixture = [float(i == stage) for i in range(STAGES)]
-        self.loop = BareLoop(make_module("reader", seed=seed), batch, mixture=mixture)
+        module = make_module("reader", [stage], **DEFAULT_RUN | {"learning_rate": STEADY_RATE})
+        module.agent.load_state_dict(Solver.from_checkpoint().agent.state_dict())
+        self.loop = BareLoop(module, batch)
         self.actions = self.loop.actions
 
     def update(self) -> Tensor:

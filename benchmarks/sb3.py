@@ -1,0 +1,104 @@
+"""How long this project and Stable-Baselines3 take to learn the same tasks, on one CPU.
+
+Run ``python -m benchmarks.sb3`` (needs ``pip install -e '.[gym]'``). sb3-contrib's MaskablePPO learns with the settings
+of ``examples/sb3.py``, this project with those of its default run and no curriculum. Both stop once they answer 99% of
+held-out problems. What counts is the CPU time of training, without trying the agent and without loading libraries.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from benchmarks.environment import DOCUMENT, arguments_of, run_fit, started, warn_of_others, write_json
+
+TASKS = {"T0": ["T0"], "T0 to T2": ["T0", "T1", "T2"], "E2": ["E2"]}
+SOLVED, HELD_OUT = 0.99, 1000
+STEPS = 4096  # of SB3 between two looks at what it can do
+OURS = ["--data.unseen=[]", "--curriculum.stages=null", "--curriculum.ent_targets=null", "--polish.at=null"]
+OURS += ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.max_epochs=-1", "--data.test_problems=1"]
+
+
+def maskable_ppo(stages: Sequence[str], seconds: float, seed: int) -> dict[str, Any]:
+    """Tokens, CPU seconds and accuracy when MaskablePPO is done, or its time is over."""
+    import gymnasium
+    from sb3_contrib import MaskablePPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    from toolagent_pl.gym import ID
+
+    task: dict[str, Any] = {"stages": stages}
+    tried = gymnasium.make_vec(ID, num_envs=HELD_OUT, **task, held_out=True, autoreset_mode="Disabled")
+    env = make_vec_env(ID, n_envs=16, seed=seed, env_kwargs=task)
+    options: dict[str, Any] = {"n_steps": 64, "batch_size": 256, "learning_rate": 2e-3, "ent_coef": 0.02}
+    model = MaskablePPO("MultiInputPolicy", env, **options, seed=seed, device="cpu")
+    spent, accuracy = 0.0, 0.0
+    while accuracy < SOLVED and spent < seconds:
+        start = time.process_time()
+        model.learn(STEPS, reset_num_timesteps=False)
+        spent += time.process_time() - start
+        observation, infos = tried.reset(seed=0)
+        over = [False]
+        while not all(over):
+            actions, _ = model.predict(observation, action_masks=infos["action_mask"], deterministic=True)
+            observation, _, terminated, truncated, infos = tried.step(actions)
+            over = terminated | truncated
+        accuracy = float(infos["is_success"].mean())
+    return {"tokens": model.num_timesteps, "seconds": spent, "accuracy": accuracy}
+
+
+def fit(stages: Sequence[str], seconds: float, seed: int, patience: float) -> dict[str, Any]:
+    """The same of this project, by its validation, in a process of its own."""
+    words = [*OURS, f"--data.stages=[{','.join(stages)}]", f"--seed_everything={seed}"]
+    words.append(f"--trainer.max_time=00:00:{max(1, round(seconds / 60)):02}:00")
+    curve = {"path": DOCUMENT, "solved": SOLVED}
+    done, document = run_fit(words, "toolagent_pl.callbacks.LearningCurve", curve, patience, threads=1)
+    if document is None:
+        raise RuntimeError(done.error)
+    points = document["curve"]
+    tokens, spent, *right = next((point for point in points if min(point[2:]) >= SOLVED), points[-1])
+    return {"tokens": tokens, "seconds": spent, "accuracy": min(right), "others": done.others}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Learn, print, and write."""
+    options = _parser().parse_args(arguments)
+    console, facts = started()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    table = Table("task", "", "seed", box=box.SIMPLE_HEAD, title="To 99% of held-out problems", title_justify="left")
+    for column in ("tokens", "CPU seconds", "right answers"):
+        table.add_column(column, justify="right")
+    for task in options.tasks:
+        for seed in options.seeds:
+            for name in ("this project", "MaskablePPO"):
+                given = TASKS[task], options.seconds, seed
+                found = fit(*given, options.patience) if name == "this project" else maskable_ppo(*given)
+                rows.append({"task": task, "name": name, "seed": seed, **found})
+                shown = f"{found['tokens']:,.0f}", f"{found['seconds']:,.1f}", f"{found['accuracy']:.1%}"
+                table.add_row(task, name, str(seed), *shown)
+                console.print(task, name, *shown)
+                settings = {key: value for key, value in vars(options).items() if key != "output"}
+                write_json(console, options.output, {**facts, "settings": settings, "results": rows}, last=False)
+    console.print(table)
+    warn_of_others(console, [row["others"] for row in rows if "others" in row])
+    console.print(f"written to {options.output}")
+    return 0
+
+
+def _parser() -> Any:
+    parser = arguments_of(__doc__, "sb3.json")
+    parser.add_argument(
+        "--tasks", choices=TASKS, nargs="+", default=list(TASKS), metavar="NAME", help="what is learned"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds to learn with")
+    parser.add_argument("--seconds", type=float, default=240.0, help="CPU seconds after which MaskablePPO gives up")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
