@@ -55,6 +55,8 @@ def refused_value(error: Exception, options: Namespace) -> str | None:
     text = " ".join(str(error).split())
     if unmade := reason(str(error)):
         path, why = unmade
+        if re.match(r"[\w.]+: got ", why):
+            return why
         option = next((key for key, value in vars(options.clone().as_flat()).items() if path in str(value)), "config")
         return f"{option.removesuffix('.class_path')}: got {path}, expected a class that can be made here ({why})"
     for file in (Path(frame.filename) for frame in reversed(traceback.extract_tb(error.__traceback__))):
