@@ -126,7 +126,7 @@ def test_an_apple_gpu_is_left_alone(monkeypatch):
         (["--model.agent.actions=[MUL,FOO]"], "model.agent.actions: got unknown 'FOO', expected some of 0, 1"),
         (["--model.agent.actions=[MUL,ADD,SUB,ANS]"], "model.agent.actions: got no STO, RCL, expected what a plan of"),
         (["--model.env.max_steps=6"], "model.env.max_steps: got 6, expected at least 7, the length of the longest p"),
-        (["--trainer.accelerator=mps"], "trainer.accelerator: got mps, expected auto, cpu or gpu"),
+        (["--trainer.accelerator=mps"], "trainer.accelerator: got mps, expected auto, cpu, gpu"),
         (["--model.env=Abacus"], "model.env: got Abacus, expected CalculatorEnv, "),
         (["--model.env.feedback=all"], "model.env.feedback: got all, expected none, flags, position, spans"),
         (["--model.env.max_steps=some"], "model.env.max_steps: got some, expected int or auto or null"),

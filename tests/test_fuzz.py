@@ -9,7 +9,7 @@ import pytest
 from tests.long import generated as fuzz
 from tests.long.generated import FINDING, Case, Verdict
 
-SOME = {"options": 24, "config": 24, "checkpoint": 24, "expression": 200}
+SOME = {"options": 24, "command": 16, "config": 24, "checkpoint": 24, "expression": 200}
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,12 @@ def test_what_nobody_changed_is_taken(sources, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = {
         "options": b"[]",
+        "command": b'["1+2"]',
         "config": sources.configs[0],
         "checkpoint": sources.checkpoint,
         "expression": b'["1+2"]',
     }[kind]
-    assert fuzz.judge(Case(kind, 0, content, "validate")) == Verdict("taken", "")
+    assert fuzz.judge(Case(kind, 0, content, "solve" if kind == "command" else "validate")) == Verdict("taken", "")
 
 
 def test_a_case_is_a_function_of_seed_and_number(sources):

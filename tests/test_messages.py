@@ -88,6 +88,10 @@ def directory_with_own_classes(tmp_path, monkeypatch):
             ["--model.env={class_path: CalculatorEnv, init_args: {feedback: all}}"],
             "model.env.feedback: got all, expected none, flags, position, spans",
         ),
+        (
+            ["--model.algorithm.clip=[1, 2]"],
+            "model.algorithm.clip: got [1, 2], expected an option of A2C, which has vf",
+        ),
         (["--optimizer=SGD", "--optimizer.lr=foo"], "optimizer.lr: got foo, expected float"),
         (["--model.betas=[1]"], "model.betas: got [1], expected a list with 2 elements"),
         # Names of classes.
@@ -105,6 +109,7 @@ def directory_with_own_classes(tmp_path, monkeypatch):
         (["--trainer.logger.save_dir=x"], "trainer.logger.save_dir: got x, expected an option of a class, named by -"),
         (["--trainer.strategy.x=3"], "trainer.strategy.x: got 3, expected an option of a class, named by --trainer.st"),
         # What cannot be made.
+        (["--model.algorithm.gamma=0"], "model.algorithm.gamma: got 0.0, expected more than 0 and at most 1"),
         (["--model.reward=own_keys.Reward"], "Reward.__init__: got KeyError ('weight') in line 7 of own_keys.py"),
         (["--model.agent=own_keys.Agent"], "Agent.__init__: got KeyError ('weight') in line 11 of own_keys.py, expec"),
         (["--model.algorithm=own_keys.Algorithm"], "Algorithm.__init__: got AttributeError (gamma) in line 15 of own"),

@@ -23,7 +23,7 @@ OPTIONS += ["--polish.at=0.001", "--polish.batches=9", "--polish.anneal=true", "
 OPTIONS += ["--samples.per_stage=1"]
 WHOLE = "--trainer.max_epochs=6"
 OWN = """
-import os, signal
+import os, signal, time
 from lightning.pytorch import Callback
 
 class Ends(Callback):
@@ -36,8 +36,12 @@ class Ends(Callback):
             return
         if self.how == "stop":
             trainer.should_stop = True
-        elif self.how == "signal":
-            os.kill(os.getpid(), signal.SIGTERM)
+        elif self.how == "max_time":
+            time.sleep(1)
+        elif self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.how.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[self.how])
         else:
             raise SystemExit("killed")
 """
@@ -61,15 +65,21 @@ def run(directory: Path, monkeypatch, *options: str) -> None:
         main([*OPTIONS, *options])
 
 
+def checkpoint_of(directory: Path) -> Path:
+    """Of the only run that has one; a run that ended before its first has none."""
+    (path,) = directory.glob("lightning_logs/version_*/checkpoints/last.ckpt")
+    return path
+
+
 def end_of(directory: Path) -> dict:
-    state = torch.load(directory / "lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    state = torch.load(checkpoint_of(directory), weights_only=True)
     callbacks = {name: of for name, of in state["callbacks"].items() if name not in ("Ends", "Timer")}
     return {**{name: state[name] for name in COMPARED}, "callbacks": callbacks}
 
 
 def curves(directory: Path) -> dict[str, list[tuple[int, str]]]:
     """Steps and values; as text, since nothing equals what is not a number."""
-    events = read(directory / "lightning_logs/version_0")
+    events = read(checkpoint_of(directory).parent.parent)
     names = [name for name in events.Tags()["scalars"] if not name.startswith(("throughput/", "hp/"))]
     return {name: [(event.step, repr(event.value)) for event in events.Scalars(name)] for name in names}
 
@@ -101,8 +111,8 @@ def ends(at: int, how: str = "", where: str = "on_train_batch_end") -> list[str]
     [
         steps(6), steps(8), ["--trainer.max_epochs=2"], ends(6, "stop"), ends(8, "stop"),
         ends(8, "stop", "on_train_epoch_end"), ends(9), ends(8, "", "on_validation_end"),
-        ends(8, "", "on_train_epoch_end"), ends(8, "signal", "on_validation_start"), ends(6, "signal"),
-        ends(8, "signal", "on_train_epoch_end"), ends(24, "", "on_train_end"),
+        ends(8, "", "on_train_epoch_end"), ends(8, "SIGTERM", "on_validation_start"), ends(6, "SIGTERM"),
+        ends(8, "SIGTERM", "on_train_epoch_end"), ends(24, "", "on_train_end"),
     ],
     ids=lambda words: " ".join(word.rpartition(".")[2] for word in words),
 )  # fmt: skip

@@ -48,6 +48,8 @@ def empty_directory(tmp_path, monkeypatch):
         ("use_distributed_sampler=false", "got false, expected true"),
         ("reload_dataloaders_every_n_epochs=1", "got 1, expected 0"),
         ("model_registry=mine", "got mine, expected null"),
+        ("accelerator=tpu", "got tpu, expected auto, cpu, gpu"),
+        ("accelerator=mps", "got mps, expected auto, cpu, gpu"),
         ("devices=0", "got 0, expected auto"),
         ("num_nodes=0", "got 0, expected at least 1"),
         ("precision=transformer-engine", "got transformer-engine, expected 32-true, 64-true, bf16-mixed"),

@@ -283,8 +283,6 @@ class ToolAgentCLI(LightningCLI):
             parser.error(f"lr_scheduler: got {options.lr_scheduler.class_path}, expected --optimizer beside it")
         if options.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             parser.error(f"trainer.accelerator: got {options.trainer.accelerator}, expected auto or cpu: no GPU here")
-        if options.trainer.accelerator == "mps":
-            parser.error("trainer.accelerator: got mps, expected auto, cpu or gpu: it has no numbers of 64 bits")
         self._check_folders(options)
         self.settings = settings_of(options)
         if options.ckpt_path in ("last", "auto"):

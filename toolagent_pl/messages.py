@@ -30,12 +30,13 @@ def with_accepted(message: str, accepted: list[str]) -> str:
 
 def reason(message: str) -> tuple[str, str] | None:
     """Dotted path of the class that could not be made, and why, where jsonargparse has tried several types for it."""
-    end = r"\s*(.*?)\n *(?:- |Given value)"
-    if match := re.search(rf"(?s){CLASS}{end}", message):
+    if match := re.search(rf"(?s){CLASS}\s*(.*?)\n *(?:- |Given value)", message):
         return match[1], " ".join(match[2].split())
-    given = re.search(r"Given value: .*?class_path='([^']*)'", message)
-    first = re.search(rf"(?s)Errors:\n *- {end}", message)
-    return (given[1], " ".join(first[1].split())) if given and first else None
+    given = re.search(r"(?s)Errors:\n(.*)\n *Given value type.*?class_path='([^']*)'", message)
+    errors = re.split(r"(?:^|\n) *- ", given[1]) if given else []
+    of_types = ("Expected a", "Not a valid subclass", "a class path", "a dict")  # that were tried, too
+    why = next((error for error in errors if error and not error.startswith(of_types)), None)
+    return (given[2], " ".join(why.split())) if given and why else None
 
 
 def _telling_part(message: str) -> str:
@@ -71,7 +72,7 @@ def _about(option: str, message: str) -> str:
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", full := message).replace("NoneType", "null")
     message = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda found: found[1].replace("'", ""), message)
     value = re.search(r"(?:Given value|Got value|import path string): (.*?)(?:\. Got value: .*)?(?:\n|$)", message)
-    nested = re.search(r"NestedArg\(key='([\w.]+)', val='(.*)'\)", message)
+    nested = re.search(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)(?:\n|$)", message)
     kind = re.search(r"class_path '([^']*)'|class_path='([^']*)'", message)
     name = (kind[1] or kind[2]).rpartition(".")[2] if kind else ""
     if match := re.search(REQUIRED, message):

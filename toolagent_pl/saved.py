@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,9 +76,9 @@ def read(path: str | Path | None) -> SavedAgent:
             raise ValueError("ckpt_path: got none, expected one: no agent comes with this installation")
         path = PRETRAINED
     path = Path(path).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib would raise an error for a name that is too long
         return _read_folder(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"ckpt_path: got {path}, expected a checkpoint, or a folder with {CONFIG}")
     return _read_checkpoint(path)
 

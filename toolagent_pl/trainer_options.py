@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 MOST_DEVICES, MOST_NODES = 1024, 65536  # Lightning makes lists of them before anything can be checked
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed")
 PRECISION_ALIASES = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+ACCELERATORS = ("auto", "cpu", "gpu")
 PROFILERS = ("simple", "advanced", "pytorch")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 
@@ -74,6 +75,11 @@ def is_precision(value: Any) -> bool:
     return value is None or PRECISION_ALIASES.get(str(value), str(value)) in PRECISIONS
 
 
+def is_accelerator(value: Any) -> bool:
+    """Whether it has numbers of 64 bits, which an Apple GPU has not, and was tried."""
+    return value is None or isinstance(value, Namespace) or value in (*ACCELERATORS, "cuda")
+
+
 def is_profiler(value: Any) -> bool:
     """Whether it can be made here."""
     return value is None or isinstance(value, Namespace) or value in PROFILERS
@@ -121,6 +127,7 @@ TABLE = (
     Rule("profiler", is_profiler, f"{', '.join(PROFILERS)}, or a class: xla is for TPUs"),
     # What was never tried with manual optimisation, clipping and checkpoints of this project.
     Rule("num_nodes", lambda value: 1 <= value <= MOST_NODES, f"at least 1, and at most {MOST_NODES}"),
+    Rule("accelerator", is_accelerator, f"{', '.join(ACCELERATORS)}: of others none was tried"),
     Rule("devices", are_devices, f"auto, 1 to at most {MOST_DEVICES}, or -1 for all"),
     Rule("precision", is_precision, ", ".join(PRECISIONS)),
     Rule("strategy", is_strategy, f"{', '.join(STRATEGIES)}, or a class derived from DDPStrategy that starts no fork"),

@@ -151,6 +151,7 @@ def test_agents_that_are_not_there_end_in_one_line(capsys, tmp_path, monkeypatch
     for words, expected in (
         ([], "ckpt_path: got none, expected one"),
         (["--ckpt_path=last"], "ckpt_path: got last, expected a run, lightning_logs/version_*/checkpoints/last.ckpt"),
+        ([f"--ckpt_path={'x' * 300}"], f"ckpt_path: got {'x' * 300}, expected a checkpoint, or a folder"),
         (["--ckpt_path=no.ckpt"], "ckpt_path: got no.ckpt, expected a checkpoint, or a folder with config.json"),
     ):
         assert main(["1+2", *words]) == 2

@@ -7,6 +7,7 @@ Case ``i`` of a kind is a function of the seed and ``i``.
 import contextlib
 import copy
 import functools
+import importlib
 import io
 import json
 import multiprocessing
@@ -30,6 +31,7 @@ from lightning.pytorch import Trainer
 from tests.long import options
 from tests.long.options import LEFT_OUT
 from toolagent_pl import Problems
+from toolagent_pl.__main__ import OWN_COMMANDS
 from toolagent_pl.cli import ToolAgentCLI
 from toolagent_pl.cli import main as run_command
 
@@ -42,6 +44,10 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 RUN = ["--trainer.accelerator=cpu", "--data.stages=[E1,T0]", "--data.unseen=[]", "--data.batch_size=8"]
 RUN += ["--data.batches_per_epoch=2", "--data.val_problems=10", "--samples.per_stage=1", "--model.algorithm=A2C"]
 RUN += ["--curriculum.stages=null", "--curriculum.ent_targets=null", "--curriculum.every_n_epochs=1"]
+
+
+RUN_ONCE = [*RUN, "--trainer.max_epochs=1"]
+LIGHTNING = ("fit", "validate", "test", "predict")
 
 
 class Case(NamedTuple):
@@ -68,7 +74,7 @@ class Sources(NamedTuple):
 
     configs: list[bytes]
     checkpoint: bytes
-    options: list[str]  # names of all that ``fit`` has
+    options: dict[str, Any]  # all that ``fit`` has, and what they are by default
 
 
 class _Enough(BaseException):
@@ -92,6 +98,9 @@ def cases(kind: str, seed: int, numbers: Sequence[int], sources: Sources) -> Ite
         elif kind == "options":
             command = rng.choice(["fit", "fit", "fit", "validate", "test", "predict"])
             yield Case(kind, number, json.dumps(options.words(rng, sources.options)).encode(), command)
+        elif kind == "command":
+            command, *words = options.own_words(rng, RUN)
+            yield Case(kind, number, json.dumps(words).encode(), command)
         else:
             yield Case(kind, number, json.dumps(_expressions(rng)).encode())
 
@@ -290,7 +299,7 @@ def _expressions(rng: random.Random) -> list[str]:
 def judge(case: Case) -> Verdict:
     """Try a case in the working directory, where it may leave what it likes."""
     try:
-        judges = {"expression": _judge_expressions, "options": _judge_options}
+        judges = {"expression": _judge_expressions, "options": _judge_options, "command": _judge_options}
         verdict = judges.get(case.kind, _judge_command)(case)
     except BaseException as error:
         frame = error.__traceback__
@@ -349,18 +358,22 @@ def _judge_options(case: Case) -> Verdict:
         Path("own_parts.py").write_text(options.OWN_PARTS)
         sys.path.insert(0, directory)
         sys.modules.pop("own_parts", None)
-        words = [case.command, *RUN, "--trainer.max_epochs=1", *given]
-        if checkpoint and not any(word.startswith("--ckpt_path") for word in given):
+        words = [case.command, *(RUN_ONCE if case.kind == "options" else []), *given]
+        if checkpoint and case.command in LIGHTNING and not any(word.startswith("--ckpt_path") for word in given):
             words.append(f"--ckpt_path={checkpoint}")
         before = signal.signal(signal.SIGALRM, _enough)
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             verdict = _run(words)
             signal.setitimer(signal.ITIMER_REAL, 0)
+            named, missing = dict(word[2:].split("=", 1) for word in given if "=" in word), None
             if case.command == "fit" and verdict.outcome == "taken":
-                missing = options.without_effect(dict(word[2:].split("=", 1) for word in given), Path(directory))
-                if missing:
-                    raise RuntimeError(f"no effect: {missing}")
+                missing = options.without_effect(named, Path(directory))
+            elif case.command == "predict" and verdict.outcome == "taken" and "ckpt_path" not in named:
+                assert checkpoint is not None
+                missing = options.not_predicted(named, checkpoint)
+            if missing:
+                raise RuntimeError(f"no effect: {missing}")
             return verdict
         except _Enough:
             return Verdict("taken", f"at work after {SECONDS:g} s")
@@ -379,6 +392,8 @@ def _run(arguments: list[str]) -> Verdict:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(printed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if arguments[0] in OWN_COMMANDS:
+                sys.exit(importlib.import_module(f"toolagent_pl.commands.{arguments[0]}").main(arguments[1:]))
             run_command(arguments)
         except SystemExit as stopped:
             status = stopped.code
@@ -426,25 +441,25 @@ def prepare(directory: Path, with_options: bool = True) -> Sources:
     extra = b"optimizer: {class_path: SGD, init_args: {lr: 0.1}}\ntrainer: {callbacks: [{class_path: Timer}]}\n"
     names = ("stages.yaml", "tutorial.yaml", "expressions.yaml")
     configs = [(CONFIGS / name).read_bytes() for name in names if (CONFIGS / name).exists()]
-    return Sources([*configs, extra], checkpoint, _all_options() if with_options else [])
+    return Sources([*configs, extra], checkpoint, _all_options() if with_options else {})
 
 
-def _all_options() -> list[str]:
-    """Names of all options that ``fit`` has, those of the classes of the default run among them."""
+def _all_options() -> dict[str, Any]:
+    """All options that ``fit`` has, those of the classes of the default run among them, and what they are there."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run_command(["fit", "--print_config"])
 
-    def names(tree: Any, path: str = "") -> Iterator[str]:
+    def items(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in tree.items() if isinstance(tree, dict) else ():
             if key not in ("class_path", "init_args"):
-                yield f"{path}{key}"
-            yield from names(value, path if key == "init_args" else f"{path}{key}.")
+                yield f"{path}{key}", value
+            yield from items(value, path if key == "init_args" else f"{path}{key}.")
 
-    found = list(names(yaml.safe_load(printed.getvalue())))
+    found = dict(items(yaml.safe_load(printed.getvalue())))
     groups = {name.partition(".")[0] for name in found if "." in name}
-    return [name for name in found if name not in groups and name not in LEFT_OUT]
+    return {name: value for name, value in found.items() if name not in groups and name not in LEFT_OUT}
 
 
 def _work(pipe: Connection, judge: Judge) -> None:

@@ -1,0 +1,73 @@
+"""Stops of every kind, drawn at random, several in a row: going on after them equals a run that nothing stopped.
+
+Weights, states and curves are compared, bit for bit. ``STOPS`` is the number of stops, ``STOPS_SEED`` another choice.
+"""
+
+import os
+import random
+
+import pytest
+
+from tests.forked import Forked
+from tests.long.test_chaos import difference
+from tests.test_stops import OPTIONS, OWN, WHOLE, curves, end_of, run, whole, without_test_and_pictures  # noqa: F401
+
+pytestmark = pytest.mark.long
+STOPS = int(os.environ.get("STOPS", "50"))
+SEED = int(os.environ.get("STOPS_SEED", "0"))
+BATCHES, EPOCH = 24, 4
+MOST_IN_A_ROW = 4
+BATCH_HOOKS = ["on_train_batch_start", "on_before_zero_grad", "on_before_optimizer_step", "on_train_batch_end"]
+EPOCH_HOOKS = ["on_train_epoch_start", "on_validation_start", "on_validation_batch_start", "on_validation_batch_end"]
+EPOCH_HOOKS += ["on_validation_epoch_end", "on_validation_end", "on_train_epoch_end", "on_train_end"]
+ANY_TIME = ["on_save_checkpoint", "on_train_start"]  # of these a signal in this process would be the end of it
+KINDS = ["max_steps", "max_epochs", "max_time", "stop", "SIGTERM", "SIGINT", "exit", "kill"]
+
+
+def draw_stop(rng: random.Random) -> tuple[str, list[str]]:
+    """A kind of stop, and the options that bring it about; a callback may never come to its batch."""
+    kind = rng.choice(KINDS)
+    if kind == "max_steps":
+        at = rng.choice([rng.randrange(1, BATCHES + 1), EPOCH * rng.randrange(1, BATCHES // EPOCH + 1)])
+        return kind, [f"--trainer.max_steps={at}", "--trainer.max_epochs=-1"]
+    if kind == "max_epochs":
+        return kind, [f"--trainer.max_epochs={rng.randrange(1, BATCHES // EPOCH + 1)}"]
+    hooks = rng.choice([BATCH_HOOKS, EPOCH_HOOKS, ANY_TIME if kind in ("exit", "kill") else BATCH_HOOKS])
+    at = rng.randrange(0 if hooks is BATCH_HOOKS else 1, BATCHES)
+    if hooks is EPOCH_HOOKS:
+        at = EPOCH * rng.randrange(1, BATCHES // EPOCH + 1)
+    options = [WHOLE, "--trainer.callbacks=ends.Ends", f"--trainer.callbacks.at={at}"]
+    options += [f"--trainer.callbacks.how={kind}", f"--trainer.callbacks.where={rng.choice(hooks)}"]
+    return kind, [*options, *(["--trainer.max_time=00:00:00:01"] if kind == "max_time" else [])]
+
+
+def rows() -> list[list[tuple[str, list[str]]]]:
+    """Stops in a row, one list for each run."""
+    rng, left, found = random.Random(SEED), STOPS, []
+    while left:
+        count = min(left, rng.randrange(1, MOST_IN_A_ROW + 1))
+        found.append([draw_stop(rng) for _ in range(count)])
+        left -= count
+    return found
+
+
+def of_training(found: dict) -> dict:
+    """What a process of its own that nothing stops would log after it, is left out."""
+    return {name: points for name, points in found.items() if name != "epoch" and not name.startswith("test/")}
+
+
+@pytest.mark.parametrize("stops", rows(), ids=lambda stops: " ".join(kind for kind, _ in stops))
+def test_going_on_after_any_stops_is_the_run(tmp_path, monkeypatch, whole, stops):  # noqa: F811
+    directory = tmp_path / "stopped"
+    for kind, options in stops:
+        print(kind, *(word.rpartition(".")[2] for word in options))
+        if kind == "kill":
+            directory.mkdir(exist_ok=True)
+            (directory / "ends.py").write_text(OWN)
+            process = Forked(directory, [*OPTIONS, *options, "--ckpt_path=auto"])
+            process.communicate(timeout=120)
+        else:
+            run(directory, monkeypatch, *options, "--ckpt_path=auto")
+    run(directory, monkeypatch, WHOLE, "--ckpt_path=auto")
+    assert difference(end_of(directory), whole[0]) is None
+    assert of_training(curves(directory)) == of_training(whole[1])
