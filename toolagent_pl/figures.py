@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
 from toolagent_pl.agents import Rollout
@@ -25,13 +26,18 @@ def learning_curves(
     Args:
         panels: By title and name, an interval for each of ``x``.
     """
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for (title, lines), axes in zip(panels.items(), figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(11, 4 * rows), layout="constrained")
+    places = figure.subplots(rows, 2, squeeze=False).flatten()
+    for axes in places[len(panels) :]:
+        axes.remove()
+    for (title, lines), axes in zip(panels.items(), places, strict=False):
         for name, points in lines.items():
             (line,) = axes.plot(x, [point.value for point in points], label=name)
             low, high = ([point[end] for point in points] for end in (1, 2))
             axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2)
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.legend(fontsize=7)
     return figure
 
