@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "lightning", "numpy", "scipy", "jax", "reasoning-gym")
+PACKAGES = ("torch", "lightning", "numpy", "scipy", "jax", "stable-baselines3", "sb3-contrib", "reasoning-gym")
 QUIET = 0.1  # CPUs busy with something else, up to which a measurement counts as undisturbed
 QUIET_SECONDS = 0.5
 TABLE_WIDTH = 120
