@@ -14,6 +14,7 @@ release = version = __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"{project} {release}"
 
 # Pages whose head says `file_format: mystnb` are notebooks: building runs them, each in an empty directory.

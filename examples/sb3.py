@@ -27,7 +27,7 @@ def accuracy(model: MaskablePPO, problems: int = 1000) -> float:
     return float(infos["is_success"].mean())
 
 
-def train(steps: int = 8192, seed: int = 0) -> MaskablePPO:
+def train(steps: int = 5120, seed: int = 0) -> MaskablePPO:
     """A policy that has taken so many steps."""
     env = make_vec_env(ID, n_envs=16, seed=seed, env_kwargs=TASK)
     model = MaskablePPO(
@@ -38,7 +38,7 @@ def train(steps: int = 8192, seed: int = 0) -> MaskablePPO:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8192)
+    parser.add_argument("--steps", type=int, default=5120)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
