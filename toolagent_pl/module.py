@@ -407,13 +407,13 @@ class ToolAgent(LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         self._gradient_norm = None
-        last = parts - 1
+        last, several = parts - 1, self._trainer is not None and self._trainer.world_size > 1
         for i, loss in enumerate(losses):
             together: Any = nullcontext()
-            if i < last and self.trainer.world_size > 1:
+            if i < last and several:
                 together = self.trainer.strategy.block_backward_sync()  # type: ignore[attr-defined]
             with together:
-                self.manual_backward(self._with_all_weights(loss) if self.trainer.world_size > 1 else loss)
+                self.manual_backward(self._with_all_weights(loss) if several else loss)
         optimizer.step()
         self.agent.after_update(optimizer.param_groups[0]["lr"])
 
