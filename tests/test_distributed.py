@@ -1,6 +1,7 @@
 """Two ranks on the CPU do what one rank does."""
 
 import signal
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,16 +162,33 @@ def test_weights_that_no_loss_uses_keep_nobody_waiting(tmp_path, option):
     assert distance(first, whole) < 1e-5
 
 
-def test_weights_that_only_some_updates_use_are_refused_in_one_line(tmp_path):
-    (tmp_path / "dump.py").write_text(CALLBACK)
+def refused(directory: Path, *options: str, **variables: str) -> str:
+    """The one line of two ranks that cannot run."""
+    (directory / "dump.py").write_text(CALLBACK)
     command = ["fit", BLIND, "--trainer.accelerator=cpu", "--data.batch_size=64", "--data.val_problems=10"]
-    command += ["--trainer.max_epochs=1"]
-    outputs = [
-        one.communicate(timeout=120)[0] for one in start_ranks(tmp_path, 2, [*command, "--model.agent=dump.Fickle"])
+    ranks = start_ranks(directory, 2, [*command, "--trainer.max_epochs=1", *options], **variables)
+    printed = "".join(rank.communicate(timeout=120)[0] for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [2, 2], printed
+    (line,) = [line for line in printed.splitlines() if "rror" in line]
+    return line
+
+
+def test_weights_that_only_some_updates_use_are_refused_in_one_line(tmp_path):
+    expected = "error: trainer.strategy: got ddp, expected ddp_find_unused_parameters_true, since not every update"
+    assert refused(tmp_path, "--model.agent=dump.Fickle").startswith(expected)
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line(tmp_path):
+    """As anyone starts two ranks: the second is started by the first, and ends with it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = ["fit", BLIND, "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+        (first,) = start_ranks(tmp_path, 1, command, LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        printed, _ = first.communicate(timeout=60)
+    assert first.returncode == 2
+    assert [line for line in printed.splitlines() if "rror" in line] == [
+        f"error: MASTER_PORT: got {port}, expected a port that is free"
     ]
-    lines = [line for output in outputs for line in output.splitlines() if "rror" in line]
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: trainer.strategy: got ddp, expected ddp_find_unused_parameters_true")
 
 
 def test_a_run_of_one_rank_goes_on_with_two(tmp_path, whole):

@@ -475,11 +475,13 @@ class ToolAgentCLI(LightningCLI):
             stop(error, f"step {self.model.batches_seen}: another rank is gone ({gone[0]}); its own output tells why")
         if "not used in producing the loss" in text:  # in this update, as they were in the first
             if not self.trainer.is_global_zero:
-                sys.exit(1)  # all ranks know it
-            expected = "ddp_find_unused_parameters_true, since not every update uses the same weights of the agent"
-            stop(error, f"trainer.strategy: got {self.config[self.subcommand].trainer.strategy}, expected {expected}")
+                sys.exit(USAGE_ERROR)  # all ranks know it
+            got, expected = self.config[self.subcommand].trainer.strategy, "ddp_find_unused_parameters_true"
+            why = "not every update uses the same weights of the agent"
+            self.parser.error(f"trainer.strategy: got {got}, expected {expected}, since {why}", error)
         if "EADDRINUSE" in text:
-            stop(error, f"MASTER_PORT: got {os.environ.get('MASTER_PORT')}, expected a port that is free")
+            port = os.environ.get("MASTER_PORT")
+            self.parser.error(f"MASTER_PORT: got {port}, expected a port that is free", error)
         if line := own_method(error):
             stop(error, line)
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
