@@ -38,6 +38,7 @@ VARIANTS: dict[str, list[str]] = {
     "position": [f"{FEEDBACK}position"],
     "flags": [f"{FEEDBACK}flags"],
     "none": [f"{FEEDBACK}none"],
+    "recurrent": ["--model.agent.init_args.recurrent=true"],  # a GRU that remembers earlier steps
     # Actions without STO and RCL.
     "no memory": ["--model.env=benchmarks.ablations.Unchecked", "--model.agent.init_args.actions=[MUL,ADD,SUB,ANS]"],
     # Told the stage and the digits, it reads no operators.
