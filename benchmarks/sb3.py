@@ -26,30 +26,17 @@ OURS += ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.max_e
 
 def maskable_ppo(stages: Sequence[str], seconds: float, seed: int) -> dict[str, Any]:
     """Tokens, CPU seconds and accuracy when MaskablePPO is done, or its time is over."""
-    import gymnasium
-    from sb3_contrib import MaskablePPO
-    from stable_baselines3.common.env_util import make_vec_env
+    from examples.sb3 import accuracy, untrained
 
-    from toolagent_pl.gym import ID
-
-    task: dict[str, Any] = {"stages": stages}
-    tried = gymnasium.make_vec(ID, num_envs=HELD_OUT, **task, held_out=True, autoreset_mode="Disabled")
-    env = make_vec_env(ID, n_envs=16, seed=seed, env_kwargs=task)
-    options: dict[str, Any] = {"n_steps": 64, "batch_size": 256, "learning_rate": 2e-3, "ent_coef": 0.02}
-    model = MaskablePPO("MultiInputPolicy", env, **options, seed=seed, device="cpu")
-    spent, accuracy = 0.0, 0.0
-    while accuracy < SOLVED and spent < seconds:
+    task = {"stages": stages}
+    model = untrained(task, seed)
+    spent, right = 0.0, 0.0
+    while right < SOLVED and spent < seconds:
         start = time.process_time()
         model.learn(STEPS, reset_num_timesteps=False)
         spent += time.process_time() - start
-        observation, infos = tried.reset(seed=0)
-        over = [False]
-        while not all(over):
-            actions, _ = model.predict(observation, action_masks=infos["action_mask"], deterministic=True)
-            observation, _, terminated, truncated, infos = tried.step(actions)
-            over = terminated | truncated
-        accuracy = float(infos["is_success"].mean())
-    return {"tokens": model.num_timesteps, "seconds": spent, "accuracy": accuracy}
+        right = accuracy(model, task, HELD_OUT)
+    return {"tokens": model.num_timesteps, "seconds": spent, "accuracy": right}
 
 
 def fit(stages: Sequence[str], seed: int, patience: float) -> dict[str, Any]:

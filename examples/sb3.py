@@ -4,6 +4,7 @@ pip install 'toolagent_pl[gym]' && python examples/sb3.py
 """
 
 import argparse
+from typing import Any
 
 import gymnasium
 import torch
@@ -12,12 +13,12 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from toolagent_pl.gym import ID
 
-TASK = {"stages": ["T0"]}
+TASK: dict[str, Any] = {"stages": ["T0"]}
 
 
-def accuracy(model: MaskablePPO, problems: int = 1000) -> float:
+def accuracy(model: MaskablePPO, task: dict[str, Any] = TASK, problems: int = 1000) -> float:
     """Share of held-out problems that the greedy policy solves."""
-    env = gymnasium.make_vec(ID, num_envs=problems, **TASK, held_out=True, autoreset_mode="Disabled")
+    env = gymnasium.make_vec(ID, num_envs=problems, **task, held_out=True, autoreset_mode="Disabled")
     observation, infos = env.reset(seed=0)
     over = [False]
     while not all(over):
@@ -27,13 +28,17 @@ def accuracy(model: MaskablePPO, problems: int = 1000) -> float:
     return float(infos["is_success"].mean())
 
 
-def train(steps: int = 5120, seed: int = 0) -> MaskablePPO:
-    """A policy that has taken so many steps."""
-    env = make_vec_env(ID, n_envs=16, seed=seed, env_kwargs=TASK)
-    model = MaskablePPO(
+def untrained(task: dict[str, Any] = TASK, seed: int = 0) -> MaskablePPO:
+    """A policy that has learned nothing yet."""
+    env = make_vec_env(ID, n_envs=16, seed=seed, env_kwargs=task)
+    return MaskablePPO(
         "MultiInputPolicy", env, n_steps=64, batch_size=256, learning_rate=2e-3, ent_coef=0.02, seed=seed, device="cpu"
     )
-    return model.learn(steps)
+
+
+def train(steps: int = 5120, seed: int = 0) -> MaskablePPO:
+    """A policy that has taken so many steps."""
+    return untrained(seed=seed).learn(steps)
 
 
 if __name__ == "__main__":

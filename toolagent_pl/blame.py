@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 
 from toolagent_pl.envs import Env
 from toolagent_pl.learning import Algorithm, Reward
-from toolagent_pl.messages import reason
+from toolagent_pl.messages import names_option, reason
 from toolagent_pl.trainer_options import shown
 
 OURS = ("toolagent_pl", "lightning", "torch", "jsonargparse", "__main__")
@@ -55,7 +55,7 @@ def refused_value(error: Exception, options: Namespace) -> str | None:
     text = " ".join(str(error).split())
     if unmade := reason(str(error)):
         path, why = unmade
-        if re.match(r"[\w.]+: got ", why):  # it names the option itself
+        if names_option(why):
             return why
         option = next((key for key, value in vars(options.clone().as_flat()).items() if path in str(value)), "config")
         return f"{option.removesuffix('.class_path')}: got {path}, expected a class that can be made here ({why})"

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
+
+from toolagent_pl.messages import names_option
 
 CHECKPOINT_KEY = "toolagent_pl"  # of the part of a checkpoint that is this program's own
 CHECKPOINT_FORMAT = 3
@@ -131,7 +132,7 @@ def _guarded(restore: Callable[..., None], trainer: Trainer) -> Callable[..., No
         try:
             restore(*args, **kwargs)
         except Exception as error:  # a foreign file may be wrong in any way
-            if re.match(r"[\w.]+: got ", str(error)):
+            if names_option(str(error)):
                 raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             path = trainer.ckpt_path  # type: ignore[attr-defined]

@@ -49,7 +49,7 @@ from toolagent_pl.checkpoint_io import (
     read_header,
 )
 from toolagent_pl.configuration import PARSER_MODE, allow_own_modules, check_groups, check_parts
-from toolagent_pl.messages import one_line, with_accepted
+from toolagent_pl.messages import names_option, one_line, with_accepted
 from toolagent_pl.metrics import result_metrics
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
@@ -259,7 +259,7 @@ class ToolAgentCLI(LightningCLI):
             check_groups(words, GROUPS)
             check_parts(options)
         except Exception as error:  # what a foreign file may hold makes jsonargparse fail in any way
-            if re.match(r"[\w.]+: got ", str(error)):
+            if names_option(str(error)):
                 parser.error(str(error), error)
             parser.error(f"config: cannot be read ({type(error).__name__}: {error})", error)
         curriculum = options.curriculum
@@ -350,7 +350,7 @@ class ToolAgentCLI(LightningCLI):
     def _refuse(self, error: Exception) -> NoReturn:
         """End in one line about something that cannot be built."""
         text = str(error)
-        if not re.match(r"[\w.]+: got ", text):
+        if not names_option(text):
             line = own_method(error) or refused_value(error, self.config[self.config.subcommand])
             if line is None and not isinstance(error, ValueError | TypeError | MisconfigurationException):
                 line = described(error)
@@ -461,7 +461,7 @@ class ToolAgentCLI(LightningCLI):
             stop(error)
         if isinstance(error, TypeError) and re.match(r"\w+\.\w+: got ", text):  # what a class of one's own returned
             stop(error)
-        if isinstance(error, ValueError) and re.match(r"[\w.]+: got ", text):
+        if isinstance(error, ValueError) and names_option(text):
             self.parser.error(text, error)
         if self.model.compile_step:
             from torch._dynamo.exc import TorchDynamoException  # not needed otherwise, and takes a second

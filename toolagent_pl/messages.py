@@ -21,6 +21,11 @@ def one_line(message: str) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 3]}..."
 
 
+def names_option(message: str) -> bool:
+    """Whether a message is a line of this project's own, that begins with the option it is about."""
+    return re.match(r"[\w.]+: got ", message) is not None
+
+
 def with_accepted(message: str, accepted: list[str]) -> str:
     """Tell, where an option of a class is unknown, which ones it has; ``one_line`` repeats it."""
     if not re.fullmatch(NOT_ACCEPTED, message):

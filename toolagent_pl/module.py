@@ -21,7 +21,7 @@ from toolagent_pl.checkpoint_io import (
 )
 from toolagent_pl.envs import CalculatorEnv, Env, EnvSpec, Outcome
 from toolagent_pl.learning import A2C, Advantages, Algorithm, LossTerms, OutcomeReward, Reward, SuccessReplay
-from toolagent_pl.learning.algorithm import check_advantages, check_terms
+from toolagent_pl.learning.algorithm import check_advantages, check_terms, gae
 from toolagent_pl.learning.replay import Remembered
 from toolagent_pl.learning.rewards import check_rewards
 from toolagent_pl.learning.rollout import check_evaluation, collect, collect_and_evaluate
@@ -301,7 +301,8 @@ class ToolAgent(LightningModule):
         if drawn is None:
             return {}
         again = collect(self.agent, self.env, drawn.problems, actions=drawn.actions.T)
-        returns = self.rewards(again).flip(0).cumsum(0).flip(0)
+        rewards = self.rewards(again)
+        returns = gae(rewards, torch.zeros_like(rewards), again.mask, self.algorithm.gamma, 1.0).returns
         terms = replay.loss(self.evaluate_actions(again), returns, again.mask, with_critic)
         count = self._mean_over_ranks(again.mask.sum().float())
         self._optimize([(terms.policy + terms.value) / count])

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from benchmarks.bare import BareLoop, make_module
 from tests.learning.test_ppo_and_groups import ENV, rollout_of, steps
 from toolagent_pl.envs import Outcome
-from toolagent_pl.learning import SuccessReplay
+from toolagent_pl.learning import A2C, SuccessReplay
 from toolagent_pl.learning.replay import Remembered
 from toolagent_pl.problems import Problems
 
@@ -91,6 +92,21 @@ def test_what_is_kept_goes_into_a_checkpoint_and_back():
     for damaged in ({"actions": replay.kept.actions}, {**replay.state_dict(), "actions": torch.zeros(3, 1).long()}):
         with pytest.raises(ValueError, match=r"^ckpt_path: got a replay of "):
             other.load_state_dict(damaged)
+
+
+def test_returns_are_discounted_as_the_algorithm_does():
+    seen = []
+
+    class Recording(SuccessReplay):
+        def loss(self, evaluation, returns, mask, with_critic):
+            seen.append((returns, mask))
+            return super().loss(evaluation, returns, mask, with_critic)
+
+    module = make_module("blind", ["T0"], algorithm=A2C(gamma=0.5), replay=Recording(batch_size=8))
+    BareLoop(module, 256).update()
+    ((returns, mask),) = seen
+    left = mask.sum(0) - 1 - torch.arange(len(mask))[:, None]
+    assert returns.equal(torch.where(mask, 0.5 ** left.clamp(min=0), 0))
 
 
 @pytest.mark.parametrize(("option", "value"), [("size", 0), ("batch_size", 1 << 20), ("below", 0.0), ("coef", -1.0)])

@@ -53,6 +53,7 @@ class Algorithm(ABC):
         vf_coef: Weight of the critic's loss.
         ent_coef: Weight of the entropy bonus; the one to start with, if there is a target.
         ent_target: Entropy, in nats, that the weight of its bonus is steered to; None for a fixed weight.
+        gamma: Discount of rewards, per step.
         normalize_advantage: Whether advantages are normalised: in each batch, or in each minibatch.
         needs_value: Whether the agent must have a critic.
         continue_after_done: Whether steps after the end of an episode count.
@@ -65,6 +66,7 @@ class Algorithm(ABC):
     vf_coef = 0.5
     ent_coef = 0.0
     ent_target: float | None = None
+    gamma = 1.0
     normalize_advantage: bool | Literal["minibatch"] = True
     needs_value = True
     continue_after_done = False
@@ -116,26 +118,26 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
     return Advantages(advantages, advantages + values)
 
 
-def check_coefficients(**coefficients: float | None) -> None:
-    """Refuse weights that are negative or not finite.
+def check_coefficients(part: str = "algorithm", /, **coefficients: float | None) -> None:
+    """Refuse weights of a part of the model that are negative or not finite.
 
     Raises:
         ValueError: Names the option.
     """
     for option, value in coefficients.items():
         if value is not None and not 0 <= value < float("inf"):
-            raise ValueError(f"model.algorithm.{option}: got {value}, expected a number of at least 0")
+            raise ValueError(f"model.{part}.{option}: got {value}, expected a number of at least 0")
 
 
-def check_shares(**shares: float) -> None:
-    """Refuse what is not in (0, 1].
+def check_shares(part: str = "algorithm", /, **shares: float) -> None:
+    """Refuse shares of a part of the model that are not in (0, 1].
 
     Raises:
         ValueError: Names the option.
     """
     for option, value in shares.items():
         if not 0 < value <= 1:
-            raise ValueError(f"model.algorithm.{option}: got {value}, expected more than 0 and at most 1")
+            raise ValueError(f"model.{part}.{option}: got {value}, expected more than 0 and at most 1")
 
 
 def check_advantages(algorithm: Algorithm, advantages: Any, rollout: Rollout) -> None:

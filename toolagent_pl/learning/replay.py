@@ -54,11 +54,8 @@ class SuccessReplay:
         for option, value in {"size": size, "batch_size": batch_size}.items():
             if not 1 <= value <= LARGEST_SIZE:
                 raise ValueError(f"model.replay.{option}: got {value}, expected at least 1 and at most {LARGEST_SIZE}")
-        try:
-            check_coefficients(coef=coef, vf_coef=vf_coef)
-            check_shares(below=below)
-        except ValueError as error:
-            raise ValueError(str(error).replace("model.algorithm", "model.replay")) from None
+        check_coefficients("replay", coef=coef, vf_coef=vf_coef)
+        check_shares("replay", below=below)
         self.size, self.batch_size, self.below, self.coef, self.vf_coef = size, batch_size, below, coef, vf_coef
         self.kept: Remembered | None = None
 
