@@ -96,6 +96,22 @@ def test_every_feedback_and_tools_of_ones_own_can_be_read(kind, feedback):
     assert bool(evaluation.log_prob[rollout.mask].isfinite().all())
 
 
+def test_a_place_that_is_not_there_is_compared_with_nothing():
+    """At first there is only the next operand: no accumulator, no memory, and so no pair."""
+    env = CalculatorEnv(max_steps="auto")
+    agent, problems = made("reader", env), drawn()
+    observation = env.observe(env.reset(problems))
+    assert (observation.places >= 0).sum(1).eq(1).all()
+    previous = torch.full_like(problems.stage, Token.CTX)
+    policies = []
+    for _ in range(2):
+        policies.append(agent.decode(agent.prefill(problems), previous, observation)[0])
+        with torch.no_grad():
+            agent.pair_bias.add_(1.0)
+    assert policies[0].logits.equal(policies[1].logits)
+    assert policies[0].value.equal(policies[1].value)
+
+
 def test_digits_say_nothing_about_a_plan():
     env = CalculatorEnv(max_steps="auto")
     agent = made("reader", env)
