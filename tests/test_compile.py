@@ -15,7 +15,7 @@ from tests.test_fit import last_values
 from toolagent_pl.agents import BlindAgent, Reader
 from toolagent_pl.cli import main
 from toolagent_pl.envs import CalculatorEnv
-from toolagent_pl.learning import A2C, OutcomeReward, ProgressReward
+from toolagent_pl.learning import A2C, PPO, OutcomeReward, ProgressReward
 from toolagent_pl.module import LEAST_FOR_COMPILING, ToolAgent
 from toolagent_pl.problems.stream import ProblemStream
 
@@ -123,30 +123,76 @@ def test_a_compiled_step_stays_on_its_device():
     assert devices == {"meta"}
 
 
-def test_a_compiled_run_is_the_run(tmp_path, monkeypatch):
-    """With the graph as it is traced; what takes half a minute to be made of it is run by the checks of a GPU."""
+@pytest.mark.parametrize(
+    ("options", "functions"),
+    [
+        (["--model.algorithm.ent_target=0.5"], ["learn"]),
+        (
+            [
+                "--model.algorithm=PPO",
+                "--model.algorithm.epochs=2",
+                "--model.algorithm.normalize_advantage=minibatch",
+                "--model.replay=SuccessReplay",
+                "--model.replay.batch_size=16",
+            ],
+            ["_act_and_judge", "_loss_of"],
+        ),
+        (["--model.accumulate=2", "--model.algorithm=GRPO"], ["_act_and_judge", "_loss_of"]),
+    ],
+    ids=["A2C", "PPO and replay", "GRPO in parts"],
+)
+def test_a_compiled_run_is_the_run(tmp_path, monkeypatch, options, functions):
+    """With the graph as it is traced; what takes half a minute to be made of it is run by the checks of a GPU.
+
+    Like CUDA graphs, each call makes what the last one returned worthless.
+    """
     monkeypatch.chdir(tmp_path)
-    modes = []
+    compiled = []
 
     def traced(function, dynamic, mode, compile_function=torch.compile):
-        modes.append(mode)
-        return compile_function(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        assert mode == "reduce-overhead"
+        compiled.append(function.__name__)
+        graph = compile_function(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        returned = []
+
+        def replay(*arguments):
+            for tensor in returned:
+                tensor.detach().fill_(torch.nan)
+            result = graph(*arguments)
+            returned[:] = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+            return result
+
+        return replay
 
     monkeypatch.setattr(torch, "compile", traced)
-    main([*COMPILED, "--model.algorithm.ent_target=0.5"])
-    assert modes == ["reduce-overhead"]
-    main([*COMPILED, "--model.algorithm.ent_target=0.5", "--model.compile_step=false"])
+    main([*COMPILED, *options])
+    assert compiled == functions
+    main([*COMPILED, *options, "--model.compile_step=false"])
     compiled, plain = (last_values(f"lightning_logs/version_{run}") for run in range(2))
-    same = [name for name in plain if not name.startswith(("throughput/", "hp/"))]
+    same = [name for name in plain if not name.startswith(("throughput/", "hp/", "epoch"))]
     assert {"train/ent_coef", "train/gradient_norm", "tools/ANS", "test/T0_accuracy"} <= set(same)
     assert {name: compiled[name] for name in same} == pytest.approx(
         {name: plain[name] for name in same}, rel=1e-3, abs=1e-5, nan_ok=True
     )
 
 
-def test_several_updates_of_a_batch_are_not_compiled():
-    with pytest.raises(ValueError, match=r"model.compile_step: got true, expected false with several epochs"):
-        ToolAgent(accumulate=2, compile_step=True)
+def test_one_graph_serves_prompts_of_all_lengths(monkeypatch):
+    """A batch on a CPU is as wide as its longest prompt, and other batches would be compiled for again."""
+    module = ToolAgent(["E2"], agent=Reader, env=CalculatorEnv(max_steps="auto"), algorithm=PPO(), compile_step=True)
+    module._trainer = SimpleNamespace(world_size=1, log_every_n_steps=1000)
+    monkeypatch.setattr(module, "_optimize", lambda losses, **_: list(losses))
+    graphs = []
+
+    def traced(function, dynamic, compile_function=torch.compile, **_):
+        return compile_function(function, dynamic=dynamic, backend=lambda graph, _: graphs.append(graph) or graph)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    stream = ProblemStream(module.stages, seed=0, batch_size=4, batches=20)
+    batches = [stream.batch(position) for position in range(20)]
+    assert len({batch.prompt.shape[1] for batch in batches}) > 1
+    for batch in batches:
+        module.training_step(batch, 0)
+    assert len(graphs) == 2
 
 
 def test_a_pytorch_that_is_too_old_is_one_line(tmp_path, monkeypatch, capsys):

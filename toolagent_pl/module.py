@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from toolagent_pl.agents import Agent, BlindAgent, Evaluation, Rollout
 from toolagent_pl.checkpoint_io import (
@@ -28,12 +30,14 @@ from toolagent_pl.learning.rollout import check_evaluation, collect, collect_and
 from toolagent_pl.metrics import StageResult, StageSums, log_metrics, result_metrics
 from toolagent_pl.problems import Problems, Stage, Stages
 from toolagent_pl.randomness import Purpose, random_bits
-from toolagent_pl.tools import find_tools
+from toolagent_pl.tools import Token, find_tools
 
 LEAST_FOR_COMPILING = "2.11"  # versions before it cannot follow properties of named tuples
 ENT_COEF_RATE = 1.02  # factor by which the entropy's weight moves in an update, where it is steered
 ENT_COEF_RANGE = (1e-4, 0.22)
 ROUNDING = 1e-6  # of a variance, over the mean square that it is the difference of
+
+T = TypeVar("T")
 
 
 class Update(NamedTuple):
@@ -95,8 +99,8 @@ class ToolAgent(LightningModule):
             the whole.
         weights: Checkpoint whose weights to start from; null for random ones.
         seed: Seed of the action noise.
-        compile_step: Compile rollout and loss with ``torch.compile``, on a GPU into CUDA graphs. It takes a
-            minute or two to begin with, and pays where a GPU waits for its kernels to be started.
+        compile_step: Compile rollout and loss with ``torch.compile``, on a GPU into CUDA graphs. It takes some
+            minutes to begin with, and pays where a GPU waits for its kernels to be started.
 
     Attributes:
         batches_seen: Training batches so far, the run's cursor: the problems that come next follow from it.
@@ -159,7 +163,8 @@ class ToolAgent(LightningModule):
         self._gradient_norm: Tensor | None = None  # of the update under way, before clipping
         self._unused: list[Tensor] | None = None  # weights that no loss uses; not known yet
         self._tools = [f"tools/{self.env.vocabulary.name(token)}" for token in self.agent.actions.tolist()]
-        self._compiled: Callable[..., Update] | None = None
+        self._compiled: dict[str, Callable[..., Any]] = {}  # functions by their names
+        self._longest_prompt = 0  # of the stages that are trained on, where that matters
         self.last_results: list[StageResult] = []
         self.sums = StageSums(len(self.stages), ("tried", "correct", "steps", "textbook"), ("reward",))
 
@@ -180,14 +185,9 @@ class ToolAgent(LightningModule):
         if self.algorithm.needs_value and not self.agent.has_critic:
             algorithm, agent = type(self.algorithm).__name__, type(self.agent).__name__
             raise ValueError(f"model.algorithm: got {algorithm} with {agent}, expected an agent with a critic")
-        if self.compile_step:
-            here, least = torch.__version__, LEAST_FOR_COMPILING
-            if here < least:
-                raise ValueError(f"model.compile_step: got true with PyTorch {here}, expected {least} or newer")
-            if not self._single_pass:
-                raise ValueError(
-                    "model.compile_step: got true, expected false with several epochs or minibatches, or with a replay"
-                )
+        here, least = torch.__version__, LEAST_FOR_COMPILING
+        if self.compile_step and here < least:
+            raise ValueError(f"model.compile_step: got true with PyTorch {here}, expected {least} or newer")
 
     @property
     def _single_pass(self) -> bool:
@@ -201,10 +201,11 @@ class ToolAgent(LightningModule):
     def training_step(self, problems: Problems, batch_idx: int) -> None:
         """Let the agent act, and learn from what it did: one update or several."""
         logging = self.is_logging_batch()
+        if self.compile_step:
+            problems = self._prepare_to_compile(problems)
         if self._single_pass:
-            learn = self._compiled_learn(problems) if self.compile_step else self.learn
             # With a compiled step, metrics cost next to nothing, and a second variant would take as long to compile.
-            update = learn(problems, self.ent_coef, with_metrics=logging or self.compile_step)
+            update = self._run(self.learn, problems, self.ent_coef, logging or self.compile_step)
             self._optimize([update.loss])
             self._steer(update.entropy)
         else:
@@ -242,17 +243,7 @@ class ToolAgent(LightningModule):
     def _learn_in_parts(self, problems: Problems, logging: bool) -> Update:
         """Several updates from one rollout, or one whose gradient is accumulated."""
         algorithm = self.algorithm
-        rollout = collect(
-            self.agent,
-            self.env,
-            problems,
-            samples_per_problem=algorithm.samples_per_problem,
-            seed=self.seed,
-            continue_after_done=algorithm.continue_after_done,
-        )
-        rewards = self.rewards(rollout)
-        by_minibatch = algorithm.normalize_advantage == "minibatch"
-        advantages = algorithm.advantages(rollout, rewards) if by_minibatch else self._advantages(rollout, rewards)
+        rollout, rewards, advantages = self._run(self._act_and_judge, problems)
         sums: list[LossTerms] = []
         counts = []
         for epoch in range(algorithm.epochs):
@@ -261,7 +252,8 @@ class ToolAgent(LightningModule):
                 count = self._mean_over_ranks(self._count(chosen))
                 counts.append(count)
                 learned = Advantages(*(x.index_select(1, rows) for x in advantages))
-                learned = self._normalized(learned, chosen.mask) if by_minibatch else learned
+                if algorithm.normalize_advantage == "minibatch":
+                    learned = self._normalized(learned, chosen.mask)
                 losses = self._losses(chosen, learned, count, sums)
                 self._optimize(losses, parts=len(rows.chunk(self.accumulate)))
                 self._steer(self._mean_over_ranks(sums[-1].entropy.float()) / count)
@@ -280,6 +272,22 @@ class ToolAgent(LightningModule):
             metrics |= self._imitate(self.replay, rollout)
         return Update(terms.policy, rollout.outcome.steps.sum(), entropy, metrics)
 
+    def _act_and_judge(self, problems: Problems) -> tuple[Rollout, Tensor, Advantages]:
+        """A rollout, what it pays, and what is learned from it."""
+        algorithm = self.algorithm
+        rollout = collect(
+            self.agent,
+            self.env,
+            problems,
+            samples_per_problem=algorithm.samples_per_problem,
+            seed=self.seed,
+            continue_after_done=algorithm.continue_after_done,
+        )
+        rewards = self.rewards(rollout)
+        if algorithm.normalize_advantage == "minibatch":
+            return rollout, rewards, algorithm.advantages(rollout, rewards)
+        return rollout, rewards, self._advantages(rollout, rewards)
+
     def _losses(
         self, rollout: Rollout, advantages: Advantages, count: Tensor, sums: list[LossTerms]
     ) -> Iterator[Tensor]:
@@ -288,10 +296,17 @@ class ToolAgent(LightningModule):
         for rows in torch.arange(len(rollout.idle), device=count.device).chunk(self.accumulate):
             part = rollout if self.accumulate == 1 else rollout.select(rows)
             learned = Advantages(*(x[:, rows] for x in advantages))
-            terms = self._loss(self.evaluate_actions(part), part, learned)
-            yield self._total(terms, self.ent_coef) / count
+            loss, terms = self._run(self._loss_of, part, learned, count, self.ent_coef)
+            yield loss
             parts.append(terms)
         sums.append(_added(parts))
+
+    def _loss_of(
+        self, rollout: Rollout, advantages: Advantages, count: Tensor, ent_coef: Tensor
+    ) -> tuple[Tensor, LossTerms]:
+        """The loss of a minibatch or a part of one, and its terms."""
+        terms = self._loss(self.evaluate_actions(rollout), rollout, advantages)
+        return self._total(terms, ent_coef) / count, terms
 
     def _imitate(self, replay: SuccessReplay, rollout: Rollout) -> dict[str, Tensor]:
         """Keep what is worth it, over all ranks, and one update from what is kept; returns its metrics."""
@@ -453,20 +468,38 @@ class ToolAgent(LightningModule):
             else:
                 config.step()
 
-    def _compiled_learn(self, problems: Problems) -> Callable[..., Update]:
-        """``learn``, compiled anew in each fit: its graph holds on to the tables, weights and ranks of one."""
-        if self._compiled is None:
-            rank_zero_info("Compiling the training step, which takes a minute or two.")
-            with torch.no_grad():
-                self.learn(problems, self.ent_coef)  # environments make their tables: they are taken as they are
+    def _prepare_to_compile(self, problems: Problems) -> Problems:
+        """The batch as wide as every other, so that one graph serves them all; before the first, what graphs need."""
+        first = not self._compiled
+        if first:
+            rank_zero_info("Compiling the training step, which takes some minutes.")
             torch._dynamo.config.optimize_ddp = False  # which would cut it into a graph for each MB of weights
             self.ent_coef = self.ent_coef.to(self.device)
-            self._compiled = torch.compile(self.learn, dynamic=False, mode="reduce-overhead")
-        return self._compiled
+            trained = self.stages.stages[: self.trained_stages]
+            self._longest_prompt = Stages(trained, self.stages.vocabulary.tools).longest_prompt
+        beyond = self._longest_prompt - problems.prompt.shape[1]
+        problems = problems._replace(prompt=F.pad(problems.prompt, (0, beyond), value=int(Token.EOS)))
+        if first:
+            with torch.no_grad():
+                self.learn(problems, self.ent_coef)  # environments make their tables: they are taken as they are
+        return problems
+
+    def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What the function returns; compiled, where that was asked for, anew in each fit.
+
+        A graph holds on to the tables, weights and ranks of one fit. Replayed on a GPU, it writes its results over
+        those of its last call, so they are copied.
+        """
+        if not self.compile_step:
+            return function(*arguments)
+        name = function.__name__
+        if name not in self._compiled:
+            self._compiled[name] = torch.compile(function, dynamic=False, mode="reduce-overhead")
+        return tree_map_only(Tensor, torch.clone, self._compiled[name](*arguments))
 
     def on_fit_start(self) -> None:
         """Forget what an earlier fit compiled."""
-        self._compiled = None
+        self._compiled = {}
 
     def on_train_start(self) -> None:
         """Have gradients unscaled before they are clipped; fused optimizers say that they do it themselves, later.
@@ -486,7 +519,7 @@ class ToolAgent(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Forget what was compiled: it can be neither copied nor sent to another process."""
-        self._compiled = None
+        self._compiled = {}
 
     @property
     def _ranks(self) -> int:
