@@ -68,7 +68,7 @@ def test_the_card_of_the_shipped_agent_follows_from_its_description(tmp_path):
     for name in ("README.md", "config.json", "model.safetensors"):
         assert (tmp_path / name).read_bytes() == (PRETRAINED / name).read_bytes()
     card = (tmp_path / "README.md").read_text()
-    assert "| E16 | 9,996 | 10,000 | 99.96% |  | never trained on |" in card
+    assert "| E16 | 9,998 | 10,000 | 99.98% |  | never trained on |" in card
     assert "| E5 | 100,000 | 100,000 | 100.00% | all of 42 right, 2," in card
     assert "configs/expressions.yaml`, seed 0." in card
 
