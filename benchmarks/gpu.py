@@ -124,7 +124,7 @@ def check_gradients(device: torch.device) -> str:
             one = copy.deepcopy(module).to(at)
             rollout = collect(one.agent, one.env, problems.to(at), continue_after_done=True, actions=given.to(at))
             terms = one.algorithm.loss(
-                one.evaluate_actions(rollout), rollout, one._advantages(rollout, one.rewards(rollout))
+                one.evaluate_actions(rollout), rollout, one._advantages(rollout, one.rewards(rollout), normalize=True)
             )
             loss = one._total(terms, one.ent_coef.to(at)) / rollout.mask.sum()
             loss.backward()

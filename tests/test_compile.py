@@ -135,9 +135,9 @@ def test_a_compiled_step_stays_on_its_device():
                 "--model.replay=SuccessReplay",
                 "--model.replay.batch_size=16",
             ],
-            ["_act_and_judge", "_loss_of"],
+            ["_collect", "_minibatch_loss"],
         ),
-        (["--model.accumulate=2", "--model.algorithm=GRPO"], ["_act_and_judge", "_loss_of"]),
+        (["--model.accumulate=2", "--model.algorithm=GRPO"], ["_collect", "_minibatch_loss"]),
     ],
     ids=["A2C", "PPO and replay", "GRPO in parts"],
 )

@@ -233,7 +233,7 @@ class ToolAgent(LightningModule):
             rollout = collect(self.agent, self.env, problems, **options)
             evaluation = self.evaluate_actions(rollout)
         rewards = self.rewards(rollout)
-        advantages = self._advantages(rollout, rewards)
+        advantages = self._advantages(rollout, rewards, normalize=bool(self.algorithm.normalize_advantage))
         terms = self._loss(evaluation, rollout, advantages)
         count = self._mean_over_ranks(self._count(rollout))
         entropy = self._mean_over_ranks(terms.entropy.detach().float()) / count
@@ -243,7 +243,7 @@ class ToolAgent(LightningModule):
     def _learn_in_parts(self, problems: Problems, logging: bool) -> Update:
         """Several updates from one rollout, or one whose gradient is accumulated."""
         algorithm = self.algorithm
-        rollout, rewards, advantages = self._run(self._act_and_judge, problems)
+        rollout, rewards, advantages = self._run(self._collect, problems)
         sums: list[LossTerms] = []
         counts = []
         for epoch in range(algorithm.epochs):
@@ -272,7 +272,7 @@ class ToolAgent(LightningModule):
             metrics |= self._imitate(self.replay, rollout)
         return Update(terms.policy, rollout.outcome.steps.sum(), entropy, metrics)
 
-    def _act_and_judge(self, problems: Problems) -> tuple[Rollout, Tensor, Advantages]:
+    def _collect(self, problems: Problems) -> tuple[Rollout, Tensor, Advantages]:
         """A rollout, what it pays, and what is learned from it."""
         algorithm = self.algorithm
         rollout = collect(
@@ -284,9 +284,7 @@ class ToolAgent(LightningModule):
             continue_after_done=algorithm.continue_after_done,
         )
         rewards = self.rewards(rollout)
-        if algorithm.normalize_advantage == "minibatch":
-            return rollout, rewards, algorithm.advantages(rollout, rewards)
-        return rollout, rewards, self._advantages(rollout, rewards)
+        return rollout, rewards, self._advantages(rollout, rewards, normalize=algorithm.normalize_advantage is True)
 
     def _losses(
         self, rollout: Rollout, advantages: Advantages, count: Tensor, sums: list[LossTerms]
@@ -296,12 +294,12 @@ class ToolAgent(LightningModule):
         for rows in torch.arange(len(rollout.idle), device=count.device).chunk(self.accumulate):
             part = rollout if self.accumulate == 1 else rollout.select(rows)
             learned = Advantages(*(x[:, rows] for x in advantages))
-            loss, terms = self._run(self._loss_of, part, learned, count, self.ent_coef)
+            loss, terms = self._run(self._minibatch_loss, part, learned, count, self.ent_coef)
             yield loss
             parts.append(terms)
         sums.append(_added(parts))
 
-    def _loss_of(
+    def _minibatch_loss(
         self, rollout: Rollout, advantages: Advantages, count: Tensor, ent_coef: Tensor
     ) -> tuple[Tensor, LossTerms]:
         """The loss of a minibatch or a part of one, and its terms."""
@@ -359,11 +357,12 @@ class ToolAgent(LightningModule):
             check_terms(self.algorithm, terms)
         return terms
 
-    def _advantages(self, rollout: Rollout, rewards: Tensor) -> Advantages:
+    def _advantages(self, rollout: Rollout, rewards: Tensor, normalize: bool) -> Advantages:
+        """What the algorithm says, checked."""
         advantages = self.algorithm.advantages(rollout, rewards)
         if not torch.compiler.is_compiling():
             check_advantages(self.algorithm, advantages, rollout)
-        return self._normalized(advantages, rollout.mask) if self.algorithm.normalize_advantage else advantages
+        return self._normalized(advantages, rollout.mask) if normalize else advantages
 
     def _normalized(self, advantages: Advantages, mask: Tensor) -> Advantages:
         values = advantages.advantages
