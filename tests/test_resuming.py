@@ -86,6 +86,9 @@ def test_another_run_starts_from_the_same_weights(capsys):
     assert "model.weights: got nowhere.ckpt, expected" in error_of(
         capsys, "fit", *OPTIONS, "--model.weights=nowhere.ckpt"
     )
+    assert "model.weights: got /dev/full, expected a whole checkpoint" in error_of(  # it can be read for ever
+        capsys, "fit", *OPTIONS, "--model.weights=/dev/full"
+    )
     assert "model.weights: got a checkpoint with [17, 8] for agent.embedding.weight" in error_of(
         capsys, "fit", *OPTIONS, f"--model.weights={LAST}", "--model.agent.d=9"
     ).replace("[18, 8]", "[17, 8]")

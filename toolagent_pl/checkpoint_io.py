@@ -257,6 +257,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: If it cannot be read at all.
             ValueError: If it is something else than a whole checkpoint.
         """
+        if Path(path).exists() and not Path(path).is_file():  # a device may have no end
+            raise _unreadable(path)
         try:
             _check_archive(path)
             checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)

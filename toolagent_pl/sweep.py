@@ -184,9 +184,12 @@ class Sweep:
         """The study, begun or gone on with.
 
         Raises:
-            ValueError: If it cannot be read, or is one of another sweep.
+            ValueError: If it cannot be read or written, or is one of another sweep.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"directory: got {self.root}, expected a folder ({error.strerror})") from error
         place = self.storage or str(self.root / JOURNAL)
         settings = {key: getattr(self, key) for key in ("space", "fit", "metric", "score", "direction")}
         settings = json.loads(json.dumps(settings))

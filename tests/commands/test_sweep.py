@@ -200,6 +200,7 @@ def test_the_space_may_be_nested_and_take_classes_and_lists():
         ({"score": "best"}, "score: got best, expected last, mean"),
         ({"storage": "sweep.yaml"}, "storage: got sweep.yaml, expected a file or database of a sweep"),
         ({"storage": "nothing://here"}, "storage: got nothing://here, expected a file or database of a sweep"),
+        ({"directory": "/dev/null"}, "directory: got /dev/null, expected a folder"),
         ({"nothing": 1}, "nothing"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
