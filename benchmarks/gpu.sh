@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks and measures everything that takes a GPU, in about 8 minutes: bash benchmarks/gpu.sh [OUTPUT_DIR]
+# Checks and measures everything that takes a GPU, in about 8 minutes (more where compiling is slow): bash benchmarks/gpu.sh [OUTPUT_DIR]
 # DEVICE=cpu tries the script itself, with small sizes, where there is no GPU.
 set -euo pipefail
 mkdir -p "${1:-gpu}"
@@ -48,9 +48,9 @@ reader=(python -m toolagent_pl fit --trainer.accelerator="${device/cuda/gpu}" --
 rm -rf "$output/resumed"
 part check 100 "${gpu[@]}" --check
 part measure 100 "${gpu[@]}" --measure --output "$output/measure.json"
-part compiled 90 "${gpu[@]}" --measure --compile --precision bf16 "${batch[@]}" --output "$output/compiled.json"
-part compiled_fit 60 "${fit[@]}" --model.compile_step=true --data.stages=[T0,T1] --trainer.default_root_dir="$output/compiled_fit"
-part compiled_ppo 120 "${reader[@]}" --model.compile_step=true --data.stages=[T0,E1] --data.unseen=[] \
+part compiled 120 "${gpu[@]}" --measure --compile --precision bf16 "${batch[@]}" --output "$output/compiled.json"
+part compiled_fit 90 "${fit[@]}" --model.compile_step=true --data.stages=[T0,T1] --trainer.default_root_dir="$output/compiled_fit"
+part compiled_ppo 180 "${reader[@]}" --model.compile_step=true --data.stages=[T0,E1] --data.unseen=[] \
   --curriculum.stages=[T0,E1] --curriculum.ent_targets=null --trainer.max_epochs=5
 solve solve 60 "0 1" "${one[@]}"
 solve large 35 0 "${large[@]}"

@@ -37,6 +37,7 @@ CHOICES = {
 }
 # Of these, large values are within bounds, and only take memory and time; and several processes take a machine.
 LEFT_OUT = {"config", "print_config", "help", "data.num_workers", "trainer.devices", "trainer.num_nodes"}
+LEFT_OUT |= {"model.compile_step"}  # it compiles for minutes
 HEAD = """
 import torch
 from lightning.pytorch import Callback
