@@ -141,6 +141,7 @@ def test_an_apple_gpu_is_left_alone(monkeypatch):
         (["--model.algorithm.gamma=0"], "model.algorithm.gamma: got 0.0, expected more than 0 and at most 1"),
         (["--model.max_grad_norm=0"], "model.max_grad_norm: got 0.0, expected a number of more than 0, or null"),
         (["--model.accumulate=0"], "model.accumulate: got 0, expected at least 1"),
+        ([f"--model.accumulate={2**63}"], f"model.accumulate: got {2**63}, expected at least 1 and at most"),
         (["--data.batch_size=0"], "data.batch_size: got 0, expected a positive multiple of the number of ranks, 1"),
         (["--data.batch_size=63", "--trainer.devices=2"], "data.batch_size: got 63, expected a positive multiple of"),
         (["--data.batch_size=many"], "data.batch_size: got many, expected int"),

@@ -29,6 +29,7 @@ from toolagent_pl.learning.rewards import check_rewards
 from toolagent_pl.learning.rollout import check_evaluation, collect, collect_and_evaluate
 from toolagent_pl.metrics import StageResult, StageSums, log_metrics, result_metrics
 from toolagent_pl.problems import Problems, Stage, Stages
+from toolagent_pl.problems.stream import LARGEST_BATCH
 from toolagent_pl.randomness import Purpose, random_bits
 from toolagent_pl.tools import Token, find_tools
 
@@ -147,8 +148,8 @@ class ToolAgent(LightningModule):
             raise ValueError(f"model.betas: got {list(betas)}, expected two numbers of at least 0 and less than 1")
         if max_grad_norm is not None and not 0 < max_grad_norm < float("inf"):
             raise ValueError(f"model.max_grad_norm: got {max_grad_norm}, expected a number of more than 0, or null")
-        if accumulate < 1:
-            raise ValueError(f"model.accumulate: got {accumulate}, expected at least 1")
+        if not 1 <= accumulate <= LARGEST_BATCH:
+            raise ValueError(f"model.accumulate: got {accumulate}, expected at least 1 and at most {LARGEST_BATCH}")
         self.betas = betas
         self.learning_rate, self.max_grad_norm, self.accumulate = learning_rate, max_grad_norm, accumulate
         self.seed, self.compile_step = seed, compile_step
