@@ -199,6 +199,8 @@ class Sweep:
         try:
             storage: Any = place
             if "://" not in place:
+                if Path(place).exists() and not Path(place).is_file():  # a device may have no end
+                    raise ValueError("it is no file")
                 _mend(place)
                 storage = optuna.storages.JournalStorage(JournalFileBackend(place))
             study = optuna.create_study(

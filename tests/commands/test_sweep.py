@@ -199,6 +199,7 @@ def test_the_space_may_be_nested_and_take_classes_and_lists():
         ({"metric": "val/T9_accuracy"}, "metric: got val/T9_accuracy, expected one of val/T0_accuracy, "),
         ({"score": "best"}, "score: got best, expected last, mean"),
         ({"storage": "sweep.yaml"}, "storage: got sweep.yaml, expected a file or database of a sweep"),
+        ({"storage": "/dev/full"}, "storage: got /dev/full, expected a file or database of a sweep (it is no file)"),
         ({"storage": "nothing://here"}, "storage: got nothing://here, expected a file or database of a sweep"),
         ({"directory": "/dev/null"}, "directory: got /dev/null, expected a folder"),
         ({"nothing": 1}, "nothing"),
