@@ -136,6 +136,7 @@ def test_lines_of_standard_input_take_the_place_of_a_dash(solve, monkeypatch):
     [
         ([], "error: the following arguments are required: EXPRESSION; see solve --help"),
         (["1+2", "--jsn"], "error: unrecognized arguments: --jsn; see solve --help"),
+        (["1+2", "--htm=a page"], "error: unrecognized arguments: --htm=a page; see solve --help"),
     ],
 )
 def test_words_that_are_no_command_end_in_one_line(capsys, words, expected):

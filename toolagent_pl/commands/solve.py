@@ -57,7 +57,10 @@ def main(arguments: Sequence[str]) -> int:
     """
     # An expression that begins with a minus is none, and shall be told so: argparse would take it for an option.
     words = [f" {word}" if re.match(r"-[\d(.]", word) else word for word in arguments]
-    options = _parser().parse_args(words)
+    parser = _parser()
+    options = parser.parse_args(words)
+    if unknown := [word for word in options.expressions if re.match("--[a-z]", word)]:
+        parser.error(f"unrecognized arguments: {unknown[0]}")  # argparse takes one with a space in it for no option
     try:
         status = _solve(options)
         sys.stdout.flush()
