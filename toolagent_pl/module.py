@@ -166,6 +166,7 @@ class ToolAgent(LightningModule):
         self._tools = [f"tools/{self.env.vocabulary.name(token)}" for token in self.agent.actions.tolist()]
         self._compiled: dict[str, Callable[..., Any]] = {}  # functions by their names
         self._longest_prompt = 0  # of the stages that are trained on, where that matters
+        self._compiled_cost: Tensor | None = None  # step_cost as a tensor: a graph would hold on to a number
         self.last_results: list[StageResult] = []
         self.sums = StageSums(len(self.stages), ("tried", "correct", "steps", "textbook"), ("reward",))
 
@@ -342,6 +343,8 @@ class ToolAgent(LightningModule):
     def rewards(self, rollout: Rollout) -> Tensor:
         """What the episodes pay, float32 ``[T, N]``."""
         rewards = self._paid(rollout)
+        if self._compiled_cost is not None:
+            return rewards - self._compiled_cost * rollout.mask
         return rewards - self.step_cost * rollout.mask if self.step_cost else rewards
 
     def _paid(self, rollout: Rollout) -> Tensor:
@@ -479,6 +482,7 @@ class ToolAgent(LightningModule):
             self._longest_prompt = Stages(trained, self.stages.vocabulary.tools).longest_prompt
         beyond = self._longest_prompt - problems.prompt.shape[1]
         problems = problems._replace(prompt=F.pad(problems.prompt, (0, beyond), value=int(Token.EOS)))
+        self._compiled_cost = torch.full((), self.step_cost, device=self.device)
         if first:
             with torch.no_grad():
                 self.learn(problems, self.ent_coef)  # environments make their tables: they are taken as they are
