@@ -82,7 +82,8 @@ def test_a_sweep_tries_settings_and_goes_on_and_writes_the_best(capsys):
 
 def test_a_sweep_that_is_killed_goes_on():
     """The trial that was under way is tried again, with the same settings."""
-    words = [sys.executable, "-m", "toolagent_pl", "sweep", configuration(fit=[*TINY, "--trainer.max_epochs=1000"])]
+    endless = [*TINY, "--trainer.max_epochs=-1", "--polish.at=null", "--solved.accuracy=null"]
+    words = [sys.executable, "-m", "toolagent_pl", "sweep", configuration(fit=endless)]
     with subprocess.Popen([*words, "--storage=sqlite:///study.db"], stdout=subprocess.DEVNULL) as process:
         storage = "sqlite:///study.db"
         deadline = time.monotonic() + 600  # a busy machine takes long to start Python
