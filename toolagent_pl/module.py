@@ -223,16 +223,11 @@ class ToolAgent(LightningModule):
 
     def learn(self, problems: Problems, ent_coef: Tensor, with_metrics: bool = False) -> Update:
         """Let the agent act, and compute the loss of what it did as a whole."""
-        options: dict[str, Any] = {
-            "samples_per_problem": self.algorithm.samples_per_problem,
-            "seed": self.seed,
-            "continue_after_done": self.algorithm.continue_after_done,
-        }
         if type(self.agent).forward is Agent.forward:
             # It would decode each step again, to the same numbers: what was recorded while acting will do.
-            rollout, evaluation = collect_and_evaluate(self.agent, self.env, problems, **options)
+            rollout, evaluation = collect_and_evaluate(self.agent, self.env, problems, **self._collect_options)
         else:
-            rollout = collect(self.agent, self.env, problems, **options)
+            rollout = collect(self.agent, self.env, problems, **self._collect_options)
             evaluation = self.evaluate_actions(rollout)
         rewards = self.rewards(rollout)
         advantages = self._advantages(rollout, rewards, normalize=bool(self.algorithm.normalize_advantage))
@@ -276,17 +271,18 @@ class ToolAgent(LightningModule):
 
     def _collect(self, problems: Problems) -> tuple[Rollout, Tensor, Advantages]:
         """A rollout, what it pays, and what is learned from it."""
-        algorithm = self.algorithm
-        rollout = collect(
-            self.agent,
-            self.env,
-            problems,
-            samples_per_problem=algorithm.samples_per_problem,
-            seed=self.seed,
-            continue_after_done=algorithm.continue_after_done,
-        )
+        rollout = collect(self.agent, self.env, problems, **self._collect_options)
         rewards = self.rewards(rollout)
-        return rollout, rewards, self._advantages(rollout, rewards, normalize=algorithm.normalize_advantage is True)
+        normalize = self.algorithm.normalize_advantage is True
+        return rollout, rewards, self._advantages(rollout, rewards, normalize)
+
+    @property
+    def _collect_options(self) -> dict[str, Any]:
+        return {
+            "samples_per_problem": self.algorithm.samples_per_problem,
+            "seed": self.seed,
+            "continue_after_done": self.algorithm.continue_after_done,
+        }
 
     def _losses(
         self, rollout: Rollout, advantages: Advantages, count: Tensor, sums: list[LossTerms]
@@ -343,7 +339,7 @@ class ToolAgent(LightningModule):
     def rewards(self, rollout: Rollout) -> Tensor:
         """What the episodes pay, float32 ``[T, N]``."""
         rewards = self._paid(rollout)
-        if self._compiled_cost is not None:
+        if self._compiled_cost is not None and torch.compiler.is_compiling():
             return rewards - self._compiled_cost * rollout.mask
         return rewards - self.step_cost * rollout.mask if self.step_cost else rewards
 
