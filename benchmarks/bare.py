@@ -1,12 +1,14 @@
 """The updates of ``fit`` in a bare loop, without Lightning's Trainer."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 
 from toolagent_pl.agents import BlindAgent, Reader
 from toolagent_pl.envs import CalculatorEnv
+from toolagent_pl.graphs import Replayed
 from toolagent_pl.learning import PPO
 from toolagent_pl.module import ToolAgent, Update
 from toolagent_pl.problems import Stages
@@ -19,6 +21,7 @@ DEFAULT_RUN: dict[str, Any] = {
     "learning_rate": 4e-3,
     "betas": (0.9, 0.98),
 }
+Mode = Literal["eager", "replayed", "compiled"]
 STEADY_RATE = 1e-6  # of updates whose work shall stay the same
 
 
@@ -45,7 +48,7 @@ class BareLoop:
         device: Where to train.
         mixture: Share of each stage.
         low: Precision of matrix products, as in Lightning's mixed precision; None for that of the weights.
-        compiled: Compile all but the optimizer, on a GPU into CUDA graphs.
+        mode: ``replayed`` records the kernels of a GPU and replays them; ``compiled`` compiles all but the optimizer.
     """
 
     def __init__(
@@ -55,11 +58,11 @@ class BareLoop:
         device: torch.device | str = "cpu",
         mixture: Sequence[float] | None = None,
         low: torch.dtype | None = None,
-        compiled: bool = False,
+        mode: Mode = "eager",
     ) -> None:
         self.module, self.batch, self.device, self.low = module.to(device), batch, torch.device(device), low
         stages = Stages(module.stages.stages[: module.trained_stages], module.stages.vocabulary.tools)
-        self.stream = ProblemStream(stages, module.seed, batch, batches=1, device=device)
+        self.stream = ProblemStream(stages, module.seed, batch, batches=1, device=device, replay=mode == "replayed")
         if mixture is not None:
             self.stream.mixture = list(mixture)
         optimizer = module.configure_optimizers()
@@ -69,11 +72,21 @@ class BareLoop:
         module.manual_backward = lambda loss: loss.backward()  # type: ignore[assignment,method-assign]
         module.ent_coef = module.ent_coef.to(device)
         self.learn: Callable[..., Update] = module.learn
+        self._replayed: dict[str, Replayed[Any]] = {}
         self.position = 0
         self.actions = torch.zeros((), dtype=torch.int64, device=device)  # taken so far
-        if compiled:
+        if mode == "replayed":
+            module._run = self._replay  # type: ignore[method-assign]
+            self.learn = partial(self._replay, module.learn)
+        elif mode == "compiled":
             module.learn(self.stream.batch(0), module.ent_coef)  # the environment makes its tables
             self.learn = torch.compile(module.learn, dynamic=False, mode="reduce-overhead")
+
+    def _replay(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        name = function.__name__
+        if name not in self._replayed:
+            self._replayed[name] = Replayed(function, self.module)
+        return self._replayed[name](*arguments)
 
     def update(self) -> Update:
         """Do one whole update."""

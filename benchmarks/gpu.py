@@ -11,7 +11,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 import torch
 import torch._dynamo
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch._dynamo.utils import counters
 
-from benchmarks.bare import BareLoop, make_module
+from benchmarks.bare import DEFAULT_RUN, BareLoop, Mode, make_module
 from benchmarks.environment import arguments_of, started, write_json
 from toolagent_pl.envs import CalculatorEnv, TutorialEnv
 from toolagent_pl.envs.env import execute
@@ -38,7 +39,7 @@ MIXED: tuple[str | Stage, ...] = (*TUTORIAL, "E1", "E5", Stage("digits", operato
 PLANS, STEPS = 2048, 12
 EPISODES = 256
 TOLERANCE = 1e-4
-COMPILED_UPDATES = 6
+UPDATES = 6
 SLICE = 10  # updates between two looks at the clock
 # Name, precision of matrix products as PyTorch calls it, and that of autocast.
 PRECISIONS = (("float32", "highest", None), ("TF32", "high", None), ("bf16", "highest", torch.bfloat16))
@@ -137,6 +138,28 @@ def check_gradients(device: torch.device) -> str:
     return f"losses and gradients of given actions are off by at most {off:.0e}"
 
 
+def check_replayed(device: torch.device) -> str:
+    """Updates whose kernels are replayed, from their third one on; weights and steered entropy after each of them."""
+    if device.type != "cuda":
+        return f"SKIPPED: {device.type} records no kernels"
+    off = 0.0
+    for agent, options in (("blind", {}), ("reader", DEFAULT_RUN)):
+        loops = [BareLoop(make_module(agent, **options), EPISODES, device, mode=mode) for mode in ("eager", "replayed")]
+        plain, replayed = (loop.module for loop in loops)
+        for position in range(UPDATES):
+            updates = [loop.update() for loop in loops]
+            off = max(off, relative(f"entropy of the {agent} in update {position}", *(u.entropy for u in updates)))
+            if int(updates[0].actions) != int(updates[1].actions):
+                raise CheckError(f"the {agent} takes other actions in update {position}")
+            for name, weight in plain.named_parameters():
+                off = max(
+                    off,
+                    relative(f"{name} of the {agent} after update {position}", replayed.get_parameter(name), weight),
+                )
+        off = max(off, relative(f"weight of the entropy of the {agent}", replayed.ent_coef, plain.ent_coef))
+    return f"entropies and weights of {UPDATES} replayed updates are off by at most {off:.0e}"
+
+
 def check_compiled(device: torch.device) -> str:
     """Updates of a compiled step; the third and later ones replay CUDA graphs."""
     if torch.__version__ < LEAST_FOR_COMPILING:
@@ -148,7 +171,7 @@ def check_compiled(device: torch.device) -> str:
     learn = torch.compile(compiled.learn, dynamic=False, mode="reduce-overhead")
     stream, off = loops[0].stream, 0.0
     compiled.learn(stream.batch(0), compiled.ent_coef)  # the environment makes its tables
-    for position in range(COMPILED_UPDATES):
+    for position in range(UPDATES):
         problems = stream.batch(position)
         updates = [step(problems, plain.ent_coef, with_metrics=True) for step in (learn, plain.learn)]
         for module, update in zip((compiled, plain), updates, strict=True):
@@ -161,7 +184,7 @@ def check_compiled(device: torch.device) -> str:
             off = max(off, relative(f"gradient of {name} of update {position}", gradient, weight.grad))
     if device.type == "cuda" and (skipped := counters["inductor"]["cudagraph_skips"]):
         raise CheckError(f"{skipped} graphs of the compiled step are no CUDA graphs")
-    return f"metrics and gradients of {COMPILED_UPDATES} compiled updates are off by at most {off:.0e}"
+    return f"metrics and gradients of {UPDATES} compiled updates are off by at most {off:.0e}"
 
 
 def check_no_waiting(device: torch.device) -> str:
@@ -185,6 +208,7 @@ CHECKS: dict[str, Callable[[torch.device], str]] = {
     "envs": check_envs,
     "problems": check_problems,
     "gradients": check_gradients,
+    "replayed": check_replayed,
     "compiled": check_compiled,
     "no waiting": check_no_waiting,
 }
@@ -208,25 +232,25 @@ def check(console: Console, device: torch.device, names: Sequence[str]) -> bool:
 
 
 def measure(console: Console, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Speed of training by agent, precision and batch."""
+    """Speed of training by agent, precision, how it is run, and batch."""
     device, rows = options.device, []
-    for agent in options.agents:
-        for name, precision, low in PRECISIONS:
-            if name not in options.precision:
-                continue
-            torch.set_float32_matmul_precision(precision)
-            for batch in options.batch:
-                torch._dynamo.reset()  # it compiles a function eight times, and then no more
-                try:
-                    loop = BareLoop(make_module(agent), batch, device, low=low, compiled=options.compile)
-                    rows.append({"agent": agent, "precision": name, "batch": batch, **_speed(loop, options.seconds)})
-                except torch.OutOfMemoryError:
-                    console.print(f"{agent}, {name}: memory is out at a batch of {batch:,}")
-                    break
-                finally:
-                    loop = None  # type: ignore[assignment]
-                    if device.type == "cuda":
-                        torch.cuda.empty_cache()
+    for agent, (name, precision, low), mode in product(options.agents, PRECISIONS, options.modes):
+        if name not in options.precision:
+            continue
+        torch.set_float32_matmul_precision(precision)
+        for batch in options.batch:
+            torch._dynamo.reset()  # it compiles a function eight times, and then no more
+            try:
+                loop = BareLoop(make_module(agent), batch, device, low=low, mode=mode)
+                speed = _speed(loop, options.seconds)
+                rows.append({"agent": agent, "precision": name, "mode": mode, "batch": batch, **speed})
+            except torch.OutOfMemoryError:
+                console.print(f"{agent}, {name}, {mode}: memory is out at a batch of {batch:,}")
+                break
+            finally:
+                loop = None  # type: ignore[assignment]
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
     torch.set_float32_matmul_precision("highest")
     return rows
 
@@ -266,14 +290,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if check(console, options.device, options.checks) else 1
     options.batch = options.batch or ([64, 256] if options.device.type == "cpu" else [4**i for i in range(5, 11)])
     rows = measure(console, options)
-    table = Table("agent", "precision", box=box.SIMPLE_HEAD, title="One training update", title_justify="left")
+    table = Table("agent", "precision", "mode", box=box.SIMPLE_HEAD, title="One training update", title_justify="left")
     for column in ("batch", "ms/update", "tokens/s", "peak MB"):
         table.add_column(column, justify="right")
     for row in rows:
         numbers = [f"{row['batch']:,}", f"{row['ms_per_update']:.2f}", f"{row['tokens_per_second']:,.0f}"]
-        table.add_row(row["agent"], row["precision"], *numbers, f"{row['peak_mb']:,.0f}" if row["peak_mb"] else "")
+        table.add_row(
+            row["agent"], row["precision"], row["mode"], *numbers, f"{row['peak_mb']:,.0f}" if row["peak_mb"] else ""
+        )
     console.print(table)
-    write_json(console, options.output, {**facts, "compiled": options.compile, "results": rows})
+    write_json(console, options.output, {**facts, "results": rows})
     return 0
 
 
@@ -288,7 +314,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--agents", choices=AGENTS, nargs="+", default=list(AGENTS), help="who learns")
     names = [name for name, _, _ in PRECISIONS]
     add("--precision", choices=names, nargs="+", default=names, help="of matrix products")
-    add("--compile", action="store_true", help="measure compiled updates; each batch and precision takes a minute more")
+    modes = get_args(Mode)
+    add("--modes", choices=modes, nargs="+", default=modes[:1], help="how; to compile takes a minute for each batch")
     add("--batch", type=int, nargs="+", help="problems in an update (1,024 to 1,048,576 without it)")
     add("--seconds", type=float, default=1.0, help="of each measurement")
     return parser

@@ -48,7 +48,7 @@ reader=(python -m toolagent_pl fit --trainer.accelerator="${device/cuda/gpu}" --
 rm -rf "$output/resumed"
 part check 100 "${gpu[@]}" --check
 part measure 100 "${gpu[@]}" --measure --output "$output/measure.json"
-part compiled 120 "${gpu[@]}" --measure --compile --precision bf16 "${batch[@]}" --output "$output/compiled.json"
+part compiled 120 "${gpu[@]}" --measure --modes compiled --precision bf16 "${batch[@]}" --output "$output/compiled.json"
 part compiled_fit 90 "${fit[@]}" --model.compile_step=true --data.stages=[T0,T1] --trainer.default_root_dir="$output/compiled_fit"
 part compiled_ppo 180 "${reader[@]}" --model.compile_step=true --data.stages=[T0,E1] --data.unseen=[] \
   --curriculum.stages=[T0,E1] --curriculum.ent_targets=null --trainer.max_epochs=5

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from toolagent_pl.agents import Agent, BlindAgent, Evaluation, Rollout
+from toolagent_pl.agents.agent import WORTH_WAITING
 from toolagent_pl.checkpoint_io import (
     CHECKPOINT_FORMAT,
     CHECKPOINT_KEY,
@@ -22,6 +23,7 @@ from toolagent_pl.checkpoint_io import (
     check_origin,
 )
 from toolagent_pl.envs import CalculatorEnv, Env, EnvSpec, Outcome
+from toolagent_pl.graphs import Replayed, is_recording
 from toolagent_pl.learning import A2C, Advantages, Algorithm, LossTerms, OutcomeReward, Reward, SuccessReplay
 from toolagent_pl.learning.algorithm import check_advantages, check_terms, gae
 from toolagent_pl.learning.replay import Remembered
@@ -31,7 +33,7 @@ from toolagent_pl.metrics import StageResult, StageSums, log_metrics, result_met
 from toolagent_pl.problems import Problems, Stage, Stages
 from toolagent_pl.problems.stream import LARGEST_BATCH
 from toolagent_pl.randomness import Purpose, random_bits
-from toolagent_pl.tools import Token, find_tools
+from toolagent_pl.tools import TOOLS, Token, find_tools
 
 LEAST_FOR_COMPILING = "2.11"  # versions before it cannot follow properties of named tuples
 ENT_COEF_RATE = 1.02  # factor by which the entropy's weight moves in an update, where it is steered
@@ -100,8 +102,11 @@ class ToolAgent(LightningModule):
             the whole.
         weights: Checkpoint whose weights to start from; null for random ones.
         seed: Seed of the action noise.
-        compile_step: Compile rollout and loss with ``torch.compile``, on a GPU into CUDA graphs. It takes some
-            minutes to begin with, and pays where a GPU waits for its kernels to be started.
+        cuda_graphs: Record what a GPU does in an update once, and replay it, instead of starting some thousand kernels
+            one by one. null for where it is sure to change nothing and pays: on one GPU, with parts and tools of this
+            package alone, and batches that are not huge.
+        compile_step: Compile rollout and loss with ``torch.compile``, on a GPU into CUDA graphs, too. It takes some
+            minutes to begin with.
 
     Attributes:
         batches_seen: Training batches so far, the run's cursor: the problems that come next follow from it.
@@ -131,6 +136,7 @@ class ToolAgent(LightningModule):
         accumulate: int = 1,
         weights: str | None = None,
         seed: int = 0,
+        cuda_graphs: bool | None = None,
         compile_step: bool = False,
     ) -> None:
         super().__init__()
@@ -152,7 +158,7 @@ class ToolAgent(LightningModule):
             raise ValueError(f"model.accumulate: got {accumulate}, expected at least 1 and at most {LARGEST_BATCH}")
         self.betas = betas
         self.learning_rate, self.max_grad_norm, self.accumulate = learning_rate, max_grad_norm, accumulate
-        self.seed, self.compile_step = seed, compile_step
+        self.seed, self.cuda_graphs, self.compile_step = seed, cuda_graphs, compile_step
         self._check()
         if weights is not None:
             self._start_from(weights)
@@ -165,8 +171,9 @@ class ToolAgent(LightningModule):
         self._unused: list[Tensor] | None = None  # weights that no loss uses; not known yet
         self._tools = [f"tools/{self.env.vocabulary.name(token)}" for token in self.agent.actions.tolist()]
         self._compiled: dict[str, Callable[..., Any]] = {}  # functions by their names
+        self._replayed: dict[str, Replayed[Any]] = {}  # likewise
         self._longest_prompt = 0  # of the stages that are trained on, where that matters
-        self._compiled_cost: Tensor | None = None  # step_cost as a tensor: a graph would hold on to a number
+        self._cost: Tensor | None = None  # step_cost as a tensor: a graph would hold on to a number
         self.last_results: list[StageResult] = []
         self.sums = StageSums(len(self.stages), ("tried", "correct", "steps", "textbook"), ("reward",))
 
@@ -203,6 +210,10 @@ class ToolAgent(LightningModule):
     def training_step(self, problems: Problems, batch_idx: int) -> None:
         """Let the agent act, and learn from what it did: one update or several."""
         logging = self.is_logging_batch()
+        if self.compile_step or (self.device.type == "cuda" and self.may_replay):
+            self.ent_coef = self.ent_coef.to(self.device)
+            self._cost = torch.zeros((), device=self.device) if self._cost is None else self._cost
+            self._cost.fill_(self.step_cost)
         if self.compile_step:
             problems = self._prepare_to_compile(problems)
         if self._single_pass:
@@ -302,7 +313,7 @@ class ToolAgent(LightningModule):
     ) -> tuple[Tensor, LossTerms]:
         """The loss of a minibatch or a part of one, and its terms."""
         terms = self._loss(self.evaluate_actions(rollout), rollout, advantages)
-        return self._total(terms, ent_coef) / count, terms
+        return self._total(terms, ent_coef) / count, tree_map_only(Tensor, torch.detach, terms)
 
     def _imitate(self, replay: SuccessReplay, rollout: Rollout) -> dict[str, Tensor]:
         """Keep what is worth it, over all ranks, and one update from what is kept; returns its metrics."""
@@ -339,8 +350,8 @@ class ToolAgent(LightningModule):
     def rewards(self, rollout: Rollout) -> Tensor:
         """What the episodes pay, float32 ``[T, N]``."""
         rewards = self._paid(rollout)
-        if self._compiled_cost is not None and torch.compiler.is_compiling():
-            return rewards - self._compiled_cost * rollout.mask
+        if self._cost is not None and (torch.compiler.is_compiling() or is_recording(self.device)):
+            return rewards - self._cost * rollout.mask
         return rewards - self.step_cost * rollout.mask if self.step_cost else rewards
 
     def _paid(self, rollout: Rollout) -> Tensor:
@@ -473,33 +484,71 @@ class ToolAgent(LightningModule):
         if first:
             rank_zero_info("Compiling the training step, which takes some minutes.")
             torch._dynamo.config.optimize_ddp = False  # which would cut it into a graph for each MB of weights
-            self.ent_coef = self.ent_coef.to(self.device)
             trained = self.stages.stages[: self.trained_stages]
             self._longest_prompt = Stages(trained, self.stages.vocabulary.tools).longest_prompt
         beyond = self._longest_prompt - problems.prompt.shape[1]
         problems = problems._replace(prompt=F.pad(problems.prompt, (0, beyond), value=int(Token.EOS)))
-        self._compiled_cost = torch.full((), self.step_cost, device=self.device)
         if first:
             with torch.no_grad():
                 self.learn(problems, self.ent_coef)  # environments make their tables: they are taken as they are
         return problems
 
     def _run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """What the function returns; compiled, where that was asked for, anew in each fit.
+        """What the function returns; compiled or replayed, where that was asked for, anew in each fit.
 
         A graph holds on to the tables, weights and ranks of one fit. Replayed on a GPU, it writes its results over
         those of its last call, so they are copied.
         """
         if not self.compile_step:
-            return function(*arguments)
+            return self._replay(function, *arguments)
         name = function.__name__
         if name not in self._compiled:
             self._compiled[name] = torch.compile(function, dynamic=False, mode="reduce-overhead")
         return tree_map_only(Tensor, torch.clone, self._compiled[name](*arguments))
 
+    @property
+    def may_replay(self) -> bool:
+        """Whether a GPU may replay its kernels: where it is alone, and parts read nothing but constants and tensors.
+
+        Without being told, that is known of the parts of this package.
+        """
+        if self.cuda_graphs is not None:
+            return self.cuda_graphs
+        parts = (self.agent, self.env, self.reward, self.algorithm)
+        own = all(type(part).__module__.startswith("toolagent_pl.") for part in parts)
+        return own and set(self.stages.vocabulary.tools) <= set(TOOLS) and self._ranks == 1
+
+    def _replay(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What the function returns, by the kernels of its second call, where that may be done and pays."""
+        rows = len(tree_leaves(arguments)[0])
+        # Outside of a run the weights might be moved.
+        running = self._trainer is not None and self._trainer.state.status == TrainerStatus.RUNNING
+        huge = self.cuda_graphs is None and rows >= WORTH_WAITING
+        if self.device.type != "cuda" or not running or huge or not self.may_replay:
+            return function(*arguments)
+        name = function.__name__
+        if name not in self._replayed:
+            self._replayed[name] = Replayed(function, self)
+        try:
+            return self._replayed[name](*arguments)
+        except RuntimeError as error:
+            if "captur" not in str(error):
+                raise
+            raise ValueError(
+                f"model.cuda_graphs: got true, but what {name} calls waits for the GPU ({str(error).splitlines()[0]})"
+            ) from error
+
     def on_fit_start(self) -> None:
-        """Forget what an earlier fit compiled."""
-        self._compiled = {}
+        """Forget what an earlier fit compiled and recorded.
+
+        Raises:
+            ValueError: If kernels are to be replayed where there is no GPU, or several.
+        """
+        self._compiled, self._replayed, self._cost = {}, {}, None
+        if self.cuda_graphs and (self.device.type != "cuda" or self._ranks > 1):
+            raise ValueError(
+                f"model.cuda_graphs: got true on {self._ranks} devices of type {self.device.type}, expected one GPU"
+            )
 
     def on_train_start(self) -> None:
         """Have gradients unscaled before they are clipped; fused optimizers say that they do it themselves, later.
@@ -518,8 +567,8 @@ class ToolAgent(LightningModule):
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
-        """Forget what was compiled: it can be neither copied nor sent to another process."""
-        self._compiled = {}
+        """Forget what was compiled and recorded: it can be neither copied nor sent to another process."""
+        self._compiled, self._replayed = {}, {}
 
     @property
     def _ranks(self) -> int:
@@ -579,6 +628,9 @@ class ToolAgent(LightningModule):
 
     def act(self, problems: Problems) -> Rollout:
         """Greedy episodes."""
+        return self._replay(self._act, problems)
+
+    def _act(self, problems: Problems) -> Rollout:
         return collect(self.agent, self.env, problems)
 
     def evaluate(self, problems: Problems) -> Outcome:

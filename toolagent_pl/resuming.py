@@ -17,6 +17,7 @@ FREE = (
     "model.weights",  # where a run began
     "model.accumulate",  # the gradient is that of the whole
     "model.compile_step",
+    "model.cuda_graphs",
     "data.unseen",
     "data.test_problems",
     "data.predict_problems",

@@ -66,10 +66,12 @@ class Steps(NamedTuple):
 def task_of(module: ToolAgent, problems: Problems) -> tuple[Task, Rules]:
     """What JAX is told of problems."""
     state, width = module.env.reset(problems), problems.operands.shape[1]
-    tables = module.env.tables(width, problems.device)
+    transitions, reports = module.env.tables(width, problems.device)
+    transitions = transitions[:, [0, 1, 2, 4, 6, 8]]  # of a register, only where its value is
+    transitions[:, 2:5] //= 2
     inside = torch.arange(width) < problems.length[:, None]
     told = (problems.prompt, problems.prompt_length, inside, state.registers, state.control, problems.target)
-    rules = (*tables, module.agent.actions, torch.tensor(module.env.vocabulary.operators))
+    rules = (transitions, reports, module.agent.actions, torch.tensor(module.env.vocabulary.operators))
     task, rest = ([jnp.asarray(x.int().numpy()) for x in part] for part in (told, rules))
     return Task(*task), Rules(*rest)
 
@@ -144,7 +146,7 @@ def act(weights: Weights, encoded: Array, number: Array, task: Task, rules: Rule
         action = (noise[:, None] > below).sum(1)
         log_prob = jnp.take_along_axis(log_policy, action[:, None], 1)[:, 0]
         token = jnp.where(over, PADDING, rules.actions[action])
-        control, tool, left, right, target, idle, _ = rules.transitions[control + token].T
+        control, tool, left, right, target, idle = rules.transitions[control + token].T
         left, right = registers[rows, left], registers[rows, right]
         a, b = left[:, VALUE], right[:, VALUE]
         result = jnp.select([tool == one for one in rules.tools], [a * b, a + b, a - b], a)

@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolagent_pl.envs import EnvSpec, Observation, Outcome
+from toolagent_pl.graphs import is_recording
 from toolagent_pl.problems import Problems
+
+WORTH_WAITING = (
+    2**17
+)  # rows from which a GPU gains more by leaving out ended episodes than it loses by being waited for
 
 Cache = Any  # a pytree of tensors whose first dimension is B
 
@@ -168,6 +173,16 @@ class Agent(nn.Module, ABC):
         Source: Chowdhery et al., "PaLM", 2022, appendix B.
         """
         return 6.0 * sum(p.numel() for p in self.parameters() if p.ndim > 1)
+
+
+def may_wait(device: torch.device, rows: int) -> bool:
+    """Whether it pays to learn how many episodes go on, so as to leave out the others.
+
+    A GPU has to be waited for to learn that, and cannot be while its kernels are recorded.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return device.type == "cpu" or (rows >= WORTH_WAITING and not is_recording(device))
 
 
 def evaluate(policy: Policy, actions: Tensor) -> Evaluation:

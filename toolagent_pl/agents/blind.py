@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolagent_pl.agents.agent import Agent, Policy
-from toolagent_pl.agents.gru import gru_step
+from toolagent_pl.agents.gru import gru_step_of_tokens
 from toolagent_pl.envs import EnvSpec, Observation
 from toolagent_pl.problems import Problems
 from toolagent_pl.tools import Token
@@ -71,9 +70,7 @@ class BlindAgent(Agent):
 
     def decode(self, cache: BlindCache, previous: Tensor, observation: Observation) -> tuple[Policy, BlindCache]:
         """One step of the GRU."""
-        # The input projection of all tokens is a small product; those of the batch are looked up in it.
-        table = F.linear(self.embedding.weight, self.gru.weight_ih, self.gru.bias_ih)
-        hidden = gru_step(table.index_select(0, previous), cache.hidden, self.gru)
+        hidden = gru_step_of_tokens(previous, self.embedding.weight, cache.hidden, self.gru)
         return Policy(self.policy(hidden), self.value(hidden)[:, 0]), BlindCache(hidden)
 
     def flop_per_token(self) -> float:

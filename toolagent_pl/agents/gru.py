@@ -6,6 +6,7 @@ Autograd would record ten small operations a step and go back through each of th
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -59,3 +60,23 @@ def gru_step(gates: Tensor, hidden: Tensor, cell: nn.GRUCell) -> Tensor:
         return new + update * (hidden - new)
     stepped: Tensor = _GRUStep.apply(gates, hidden, weight, bias)
     return stepped
+
+
+def gru_step_of_tokens(tokens: Tensor, embedding: Tensor, hidden: Tensor, cell: nn.GRUCell) -> Tensor:
+    """State of a GRU after one more embedded token.
+
+    The input projection of all tokens is a small product; those of the batch are looked up in it.
+
+    Args:
+        tokens: int64 ``[B]``.
+        embedding: ``[V, d]``.
+        hidden: ``[B, d]``.
+    """
+    if hidden.device.type == "cuda" and not torch.compiler.is_compiling():
+        # A look-up as a product: to add up its gradient, row by row, takes a GPU ten times as long.
+        one_hot = torch.zeros(len(tokens), len(embedding), device=hidden.device).scatter_(1, tokens[:, None], 1.0)
+        projected = cell.weight_ih @ embedding.T  # [3d, V]
+        stepped: Tensor = torch.gru_cell(one_hot, hidden, projected, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+        return stepped
+    table = F.linear(embedding, cell.weight_ih, cell.bias_ih)
+    return gru_step(table.index_select(0, tokens), hidden, cell)

@@ -1,16 +1,18 @@
 """The reader: adds up what stands between the numbers of a prompt, and compares the sums at the reported places."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolagent_pl.agents.agent import Agent, Evaluation, Policy, Rollout, evaluate
+from toolagent_pl.agents.agent import Agent, Evaluation, Policy, Rollout, evaluate, may_wait
 from toolagent_pl.agents.gru import gru_step
 from toolagent_pl.envs import EnvSpec, Observation
 from toolagent_pl.problems import Problems
+from toolagent_pl.problems.batch import running_sum
 from toolagent_pl.tools import Token
 
 LARGEST_SIZE = 4096
@@ -18,15 +20,23 @@ SHARP = 2.0  # factor of the initial weights in front of a tanh: they should tel
 # Factor of what tokens add to the scores behind them, which begins near 0: with a large factor a small weight is enough
 # for a difference of depths to be nearly a sign in front of a tanh, and shrinking leaves no more than that.
 STEEP = 12.0
+FIRST_COUNTED = int(Token.D9) + 1  # digits say nothing about a plan
+
+
+def exact_products(device: str) -> AbstractContextManager[Any]:
+    """Matrix products as precise as the weights, whatever the precision of the run."""
+    lower = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if lower else nullcontext()
 
 
 class ReaderCache(NamedTuple):
     """What was read, and the decoder's memory.
 
     Attributes:
-        symbols: ``[B, N + 1, d]``, bounded, of each number of the prompt; zeros in the last row, for places that there
-            are not.
-        scores: ``[B, N + 1, S]``, likewise.
+        symbols: ``[B, N + 1, d + 1]``, bounded, of each number of the prompt; zeros in the last row, for places that
+            there are not, and in the last column: a GPU takes ten times as long to look up rows that lie close
+            together, if they are multiples of 16 bytes.
+        scores: ``[B, N + 1, S + 1]``, likewise.
         number: int64 ``[B, L]``, the number that each place of the prompt belongs to.
         hidden: ``[B, h]``, state of the recurrent decoder, or ``[B, 0]``.
     """
@@ -101,8 +111,6 @@ class Reader(Agent):
         self.mix = nn.Linear(hidden, hidden)
         self.policy = nn.Linear(hidden, len(self.actions))
         self.value = nn.Linear(critic, 1)
-        is_digit = torch.arange(spec.vocabulary.size)[:, None] <= Token.D9
-        self.register_buffer("is_digit", is_digit, persistent=False)
         with torch.no_grad():
             self.symbol.weight.mul_(SHARP)
             self.score.weight.mul_(SHARP)
@@ -115,28 +123,32 @@ class Reader(Agent):
         size, length = prompt.shape
         digit = prompt <= int(Token.D9)  # torch.compile does not know it for a number
         last_digit = digit & ~F.pad(digit[:, 1:], (0, 1))
-        number = F.pad(last_digit[:, :-1].cumsum(1), (1, 0))  # how many numbers end before each place
+        number = F.pad(running_sum(last_digit[:, :-1]), (1, 0))  # how many numbers end before each place
         outside = torch.arange(length, device=prompt.device) >= problems.prompt_length[:, None]
-        assert isinstance(self.is_digit, Tensor)
-        table = torch.cat([self.count, STEEP * self.depth], 1).masked_fill(self.is_digit, 0)
-        table = F.pad(table, (0, 0, 0, 1))
-        counts = table.index_select(0, prompt.masked_fill(outside, len(self.count)).flatten())  # [B L, C + S]
-        # Gap 0 is what stands before the first number, gap k + 1 what stands behind number k. Whole rows are added up,
-        # of all gaps of the batch: to add along a dimension within takes four times as long, with its gradient.
-        count = problems.operands.shape[1] + 1
+        # How often each token but the digits stands in each gap between numbers: gap 0 comes before the first number,
+        # gap k + 1 behind number k. All else are products with that. The last gap is one more than there are numbers:
+        # so the change behind the last number does not depend on how wide the longest problem of the batch is.
+        count, width = problems.operands.shape[1] + 2, len(self.count) - FIRST_COUNTED
         gap = number + torch.arange(size, device=prompt.device)[:, None] * count
-        gaps = counts.new_zeros(size * count, counts.shape[1]).index_add(0, gap.flatten(), counts)
-        gaps = gaps.view(size, count, -1)
-        # One slot more than there are numbers: so the change behind the last number does not depend on how wide the
-        # longest problem of the batch is.
-        behind = F.pad(gaps[:, 1:, : self.counters], (0, 0, 0, 1))
-        scores = gaps[:, :, self.counters :].cumsum(1) + self.score(behind)  # [B, N + 1, S]
+        counted = (~(digit | outside)).to(self.count.dtype)
+        tokens = counted.new_zeros(size * count * width)
+        place = gap * width + (prompt - FIRST_COUNTED).clamp(min=0)
+        tokens.scatter_add_(0, place.flatten(), counted.flatten())
+        sums = tokens.view(size, count, width).cumsum(1).view(-1, width)
+        with exact_products(prompt.device.type):  # scores are sums at any depth
+            counters = tokens.view(-1, width) @ self.count[FIRST_COUNTED:]
+            before = sums @ (STEEP * self.depth[FIRST_COUNTED:])
+        # Of all gaps first, since a layer takes longer on a part of a tensor.
+        before, behind, symbols = (
+            x.view(size, count, -1) for x in (before, self.score(counters), self.symbol(counters))
+        )
+        scores = before[:, :-1] + behind[:, 1:]  # [B, N + 1, S]
         score, change = scores[:, :-1], scores[:, 1:] - scores[:, :-1]
-        behind = behind[:, :-1]
-        symbols = torch.cat([self.symbol(behind).tanh(), (change + self.change_bias).tanh()], 2)
+        symbols = torch.cat([symbols[:, 1:-1].tanh(), (change + self.change_bias).tanh()], 2)
         inside = (torch.arange(score.shape[1], device=prompt.device) < problems.length[:, None])[..., None]
         hidden = symbols.new_zeros(size, 0 if self.gru is None else self.hidden)
-        return ReaderCache(F.pad(symbols * inside, (0, 0, 0, 1)), F.pad(score * inside, (0, 0, 0, 1)), number, hidden)
+        symbols, score = (F.pad(x * inside, (0, 1, 0, 1)) for x in (symbols, score))
+        return ReaderCache(symbols, score, number, hidden)
 
     def decode(self, cache: ReaderCache, previous: Tensor, observation: Observation) -> tuple[Policy, ReaderCache]:
         """Look at the reported places, and decide."""
@@ -151,18 +163,18 @@ class Reader(Agent):
         cache = self.prefill(rollout.problems)
         steps, episodes = rollout.mask.shape
         device = rollout.mask.device
-        if (
-            torch.compiler.is_compiling() or device.type != "cpu"
-        ):  # a GPU would be waited for to learn which steps count
-            index = torch.arange(steps * episodes, device=device)
-        else:
+        observation = Observation(*(x.flatten(0, 1) for x in rollout.observations))
+        actions, index = rollout.actions.flatten(), torch.arange(steps * episodes, device=device)
+        few = may_wait(device, episodes)
+        if few:
             index = rollout.mask.flatten().nonzero()[:, 0]
-        observation = Observation(*(x.flatten(0, 1).index_select(0, index) for x in rollout.observations))
+            observation = Observation(*(x.index_select(0, index) for x in observation))
+            actions = actions.index_select(0, index)
         policy, _ = self._decide(cache, index % episodes, observation)
-        found = evaluate(policy, rollout.actions.flatten().index_select(0, index))
-        whole = (
-            x.new_zeros(steps * episodes).index_copy(0, index, x).view(steps, episodes) for x in found if x is not None
-        )
+        found = [x for x in evaluate(policy, actions) if x is not None]
+        if few:
+            found = [x.new_zeros(steps * episodes).index_copy(0, index, x) for x in found]
+        whole = (x.view(steps, episodes) for x in found)
         return Evaluation(*(torch.where(rollout.mask, x, 0) for x in whole))
 
     @torch.no_grad()
@@ -175,7 +187,7 @@ class Reader(Agent):
 
     def _decide(self, cache: ReaderCache, row: Tensor, observation: Observation) -> tuple[Policy, Tensor]:
         """The policy for observations ``[K, ...]`` of these rows of the cache, int64 ``[K]``; and the next state."""
-        number, read = cache.number, (cache.symbols, cache.scores)
+        number, read = cache.number, (cache.symbols[..., :-1], cache.scores[..., :-1])
         numbers = cache.symbols.shape[1]
         if observation.places.shape[1]:
             there = observation.places >= 0

@@ -1,6 +1,7 @@
 """How fast a run is: action tokens and problems a second, and the share of the hardware's peak that is used."""
 
 import time
+import warnings
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
@@ -75,7 +76,11 @@ class Throughput(Callback):
         if self._peak is None:
             kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
             kind = kinds.get(str(trainer.precision), torch.float32)
-            known = get_available_flops(pl_module.device, kind) if pl_module.device.type == "cuda" else None
+            known = None
+            if pl_module.device.type == "cuda":
+                with warnings.catch_warnings():  # of a card that it does not know: that is measured
+                    warnings.filterwarnings("ignore", ".*FLOPs not found")
+                    known = get_available_flops(pl_module.device, kind)
             self._peak = float(known) if known else measured_flops(pl_module.device, kind)
         return self._peak
 

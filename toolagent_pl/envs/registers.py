@@ -19,7 +19,7 @@ from toolagent_pl.tools import PADDING, Token, Tool, Vocabulary
 ACCUMULATOR, EMPTY, FREE = 0, 1, 2  # registers: the accumulator, one with nothing in it, the first of an env's own
 COPY = 0  # in the place of a tool: the left register as it is
 VALUE, PLACE = 0, 1  # what a register holds
-IDLE = 5  # column of a table
+IDLE = 8  # column of a table
 
 Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -55,16 +55,19 @@ class Transitions(NamedTuple):
             column.copy_(torch.where(where, value, column))
 
     def table(self) -> Tensor:
-        """The columns, and whether a step is taken, int64 ``[control states * (1 + vocabulary), 7]``.
+        """The columns, int64 ``[control states * (1 + vocabulary), 9]``.
 
-        A control state is written as the row of its token 0, so that control plus token is the row of the pair.
+        A control state is written as the row of its token 0, so that control plus token is the row of the pair. A
+        register is written as the two positions of its value and its place among all numbers of a state.
+
+        Nine numbers are no multiple of 16 bytes: a GPU gives each row that is one a block of threads of its own, which
+        takes it ten times as long.
         """
         pairs = self.control.shape[1]
-        padding = torch.arange(pairs) == 0
         first = self.control * pairs - PADDING
-        step = (~padding).long().expand_as(first)
-        idle = self.idle.masked_fill(padding, 0)
-        return torch.stack([first, *self[1:5], idle, step], 2).flatten(0, 1)
+        idle = self.idle.masked_fill(torch.arange(pairs) == 0, 0)
+        positions = [2 * register + part for register in self[2:5] for part in (VALUE, PLACE)]
+        return torch.stack([first, self.tool, *positions, idle], 2).flatten(0, 1)
 
 
 class RegisterState(NamedTuple):
@@ -169,14 +172,13 @@ class RegisterEnv(Env[RegisterState]):
         over = state.terminated | state.truncated
         known = torch.where(action < self.vocabulary.size, action, int(Token.EOS))  # one that does nothing
         action = known.clamp(min=PADDING).masked_fill(over, PADDING)
-        row = table.index_select(0, state.control + action)  # [B, 7]
-        control, tool, _, _, target, idle, stepped = row.unbind(1)
-        operands = state.registers.gather(1, row[:, 2:4, None].expand(-1, -1, 2))  # [B, 2, 2]
-        left, right = operands.unbind(1)
-        value = (combine or self.vocabulary.apply)(tool, left[:, VALUE], right[:, VALUE])
-        place = torch.where(tool.eq(COPY), left[:, PLACE], right[:, PLACE])
-        written = torch.stack([value, place], 1)[:, None]
-        registers = state.registers.scatter(1, target[:, None, None].expand(-1, 1, 2), written)
+        row = table.index_select(0, state.control + action)  # [B, 9]
+        control, tool, idle, stepped = row[:, 0], row[:, 1], row[:, IDLE], action.ne(PADDING)
+        numbers = state.registers.flatten(1)  # [B, 2 R]
+        left, left_place, right, right_place = numbers.gather(1, row[:, 2:6]).unbind(1)
+        value = (combine or self.vocabulary.apply)(tool, left, right)
+        place = torch.where(tool.eq(COPY), left_place, right_place)
+        registers = numbers.scatter(1, row[:, 6:IDLE], torch.stack([value, place], 1)).view_as(state.registers)
         steps = state.steps + stepped
         terminated = state.terminated | action.eq(Token.ANS)
         return RegisterState(
@@ -185,7 +187,7 @@ class RegisterEnv(Env[RegisterState]):
             valued=(torch.div(control, 1 + self.vocabulary.size, rounding_mode="floor") & 1).bool(),
             terminated=terminated,
             truncated=steps.ge(state.limit) & ~terminated,
-            applied=torch.where(stepped.bool(), idle.eq(0), state.applied),
+            applied=torch.where(stepped, idle.eq(0), state.applied),
             steps=steps,
             idle=state.idle + idle,
             limit=state.limit,

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from toolagent_pl.agents import Agent, Evaluation, Policy, Rollout
-from toolagent_pl.agents.agent import evaluate, masked
+from toolagent_pl.agents.agent import evaluate, masked, may_wait
 from toolagent_pl.envs import Env, Observation, Outcome
 from toolagent_pl.envs.env import check_kept, check_returned, check_rows, float_kind
 from toolagent_pl.problems import Problems
@@ -32,8 +32,8 @@ def collect(
 ) -> Rollout:
     """Let the agent act.
 
-    On a CPU an agent takes no steps once all episodes have ended, and few in those that have. A GPU would have to be
-    waited for to learn which they are.
+    Episodes that have ended are left out, once they are many, where that pays: on a CPU, and in huge batches on a GPU,
+    which has to be waited for to learn which they are.
 
     Args:
         samples_per_problem: Episodes of each problem.
@@ -100,7 +100,7 @@ def _collect(
     final = state  # of all episodes; those that have ended are dropped from ``state``
     rows: Tensor | None = None  # which episodes are in ``state``, None for all
     previous = torch.full_like(problems.stage, Token.CTX)
-    drop = device.type == "cpu" and not continue_after_done and checked
+    drop = not continue_after_done and may_wait(device, size)
     record = _Record(size)
     for t in range(horizon):
         observation = env.observe(state)

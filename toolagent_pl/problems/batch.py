@@ -148,6 +148,12 @@ def evaluate(tree: Tensor, operands: Tensor, vocabulary: Vocabulary) -> Tensor:
     return values[:, 0]
 
 
+def running_sum(values: Tensor) -> Tensor:
+    """Sums along rows ``[B, n]``, each element included, int64 for integers."""
+    # A GPU takes ten times as long along short rows; a CPU five times as long across them.
+    return values.cumsum(1) if values.device.type == "cpu" else values.T.contiguous().cumsum(0).T
+
+
 def _last_digits(tokens: Sequence[int]) -> list[int]:
     """Index of the last digit of each number."""
     last = int(Token.D9)  # members of an enumeration are slow to compare

@@ -124,7 +124,10 @@ class ProblemDataModule(LightningDataModule):
     def _new_stream(self) -> ProblemStream:
         rank, ranks, device = self._place()
         device = device if self.num_workers == 0 else "cpu"
-        stream = ProblemStream(self.stages, self.seed, self.batch_size, self.batches_per_epoch, rank, ranks, device)
+        replay = torch.device(device).type == "cuda" and bool(self.trainer.lightning_module.may_replay)  # type: ignore[union-attr]
+        stream = ProblemStream(
+            self.stages, self.seed, self.batch_size, self.batches_per_epoch, rank, ranks, device, replay
+        )
         stream.mixture = self._mixture
         return stream
 

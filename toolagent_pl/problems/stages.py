@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toolagent_pl.problems.batch import Problems, evaluate
+from toolagent_pl.problems.batch import Problems, evaluate, running_sum
 from toolagent_pl.problems.expression import INT64_MAX, magnitude_bound, parse, textbook_plan
 from toolagent_pl.randomness import Purpose, random_below, random_bits
 from toolagent_pl.tools import TOOLS, Token, Tool, Vocabulary
@@ -259,7 +259,7 @@ class Stages:
         leaf = rank <= length // 2
         rise = torch.where(leaf, 1, -1).masked_fill(outside, width)
         # Of equal sums the last one: the position breaks ties.
-        start = (rise.cumsum(1) * width - position).argmin(1, keepdim=True) + 1
+        start = (running_sum(rise) * width - position).argmin(1, keepdim=True) + 1
         leaf = leaf.gather(1, ((position + start) % length).clamp(max=width - 1))
         choice = (bits & 0xFFFFF) % self._choice_count.index_select(0, stage)[:, None]
         word = torch.where(leaf, LEAF, self._choice.index_select(0, stage).gather(1, choice))
@@ -274,7 +274,8 @@ class Stages:
         inside = tape < length[:, None]
         is_operator = word.gt(LEAF)
         m = max(1, (word.shape[1] - 1) // 2)
-        row = torch.where(is_operator, is_operator.cumsum(1) - 1, m)  # nothing stands in the last row, cut off below
+        before = torch.arange(word.shape[1], device=word.device) - nodes.end  # how many operators
+        row = torch.where(is_operator, before, m)  # nothing stands in the last row, cut off below
         columns = torch.stack([word, nodes.start, nodes.split, nodes.end], 2) * is_operator[..., None]
         tree = word.new_zeros(len(word), m + 1, 4).scatter_(1, row[..., None].expand(-1, -1, 4), columns)[:, :m]
 
@@ -291,7 +292,7 @@ class Stages:
             digits = digits + (operands >= BASE**k)
         behind_operator = tape.gt(0).long()
         size = (behind_operator + opens + digits + closes) * inside
-        last = size.cumsum(1) - closes - 1  # index of the last digit
+        last = running_sum(size) - closes - 1  # index of the last digit
         prompt_length = size.sum(1) + 1
         width = self.longest_prompt  # and behind it a place for what is not there
         nowhere = torch.where(inside, last, width)
@@ -303,8 +304,7 @@ class Stages:
         between = self._between(tree, n)
         prompt.scatter_(1, torch.where(inside & tape.gt(0), first, width), between)
         # What is left are brackets: opening ones behind an operator, closing ones behind an operand.
-        balance = prompt.gt(Token.CTX).long().cumsum(1)
-        balance = balance - torch.zeros_like(prompt).scatter_(1, nowhere, 1).cumsum(1)
+        balance = running_sum(prompt.gt(Token.CTX).long().scatter_add(1, nowhere, torch.full_like(nowhere, -1)))
         prompt = torch.where(prompt.eq(NOTHING), torch.where(balance.lt(0), Token.CLOSE, Token.OPEN), prompt)
         position = torch.arange(width + 1, device=word.device)
         end = (prompt_length - 1)[:, None]
@@ -343,12 +343,12 @@ class _Nodes(NamedTuple):
 def _nodes(word: Tensor, precedence: Tensor) -> _Nodes:
     """What operands the operators join, and which of these need brackets."""
     leaf, is_operator = word.eq(LEAF), word.gt(LEAF)
-    height = (leaf.long() - is_operator.long()).cumsum(1)  # of the stack, behind each position
     position = torch.arange(word.shape[1], device=word.device)
+    leaves = running_sum(leaf.long())
+    height = 2 * leaves - position  # of the stack behind each position, and one more
     # A subtree begins behind the last position at which the stack was lower than at its end.
     lower = (height[:, None, :] < height[:, :, None]) & (position[None, :] < position[:, None])  # [B, W, W]
     begin = torch.where(lower, position, -1).amax(2) + 1
-    leaves = leaf.long().cumsum(1)
     start = (leaves - leaf.long()).gather(1, begin)
     right = (position - 1).clamp(min=0).expand_as(word)  # where the right operand ends
     left = (begin.gather(1, right) - 1).clamp(min=0)

@@ -5,12 +5,13 @@ run consists of problems ``k * batch_size`` and following; ranks take equal part
 whole batches, and a resumed run asks for the next ``k``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from toolagent_pl.graphs import Replayed
 from toolagent_pl.problems.batch import Problems
 from toolagent_pl.problems.stages import Stages
 from toolagent_pl.randomness import Purpose, random_uniform
@@ -32,6 +33,7 @@ class ProblemStream(IterableDataset[Problems]):
         rank: This rank, from 0.
         ranks: How many ranks share each batch.
         device: Where the problems are made.
+        replay: Whether a GPU records how it makes a batch, and replays it.
 
     Raises:
         ValueError: If a size is not positive, or the ranks cannot share a batch evenly.
@@ -46,6 +48,7 @@ class ProblemStream(IterableDataset[Problems]):
         rank: int = 0,
         ranks: int = 1,
         device: torch.device | str = "cpu",
+        replay: bool = False,
     ) -> None:
         if batch_size < 1 or batch_size % ranks:
             raise ValueError(
@@ -58,6 +61,7 @@ class ProblemStream(IterableDataset[Problems]):
         self.stages = stages.to(device)
         self.seed, self.batch_size, self.batches = seed, batch_size, batches
         self.rank, self.ranks, self.device = rank, ranks, torch.device(device)
+        self._draw: Callable[[Tensor, Tensor], Problems] = Replayed(self._drawn) if replay else self._drawn
         self._position = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._mixture = torch.full((len(stages),), 1.0 / len(stages)).share_memory_()
 
@@ -92,6 +96,9 @@ class ProblemStream(IterableDataset[Problems]):
         last = max(i for i, share in enumerate(shares) if share)  # what comes behind it is not drawn, by no rounding
         for bound in self._mixture.cumsum(0)[:last].tolist():
             stage += uniform > bound
+        return self._draw(number, stage)
+
+    def _drawn(self, number: Tensor, stage: Tensor) -> Problems:
         return self.stages.draw(number, stage, self.seed, Purpose.PROBLEM, held_out=False)
 
     def __iter__(self) -> Iterator[Problems]:
