@@ -288,7 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"{facts['gpu']}, CUDA {torch.version.cuda}", markup=False)
     if options.check:
         return 0 if check(console, options.device, options.checks) else 1
-    options.batch = options.batch or ([64, 256] if options.device.type == "cpu" else [4**i for i in range(5, 11)])
+    options.batch = options.batch or ([64, 256] if options.device.type == "cpu" else [4**i for i in (5, 7, 8, 9, 10)])
+    options.modes = options.modes or (["eager"] if options.device.type == "cpu" else ["eager", "replayed"])
     rows = measure(console, options)
     table = Table("agent", "precision", "mode", box=box.SIMPLE_HEAD, title="One training update", title_justify="left")
     for column in ("batch", "ms/update", "tokens/s", "peak MB"):
@@ -314,10 +315,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--agents", choices=AGENTS, nargs="+", default=list(AGENTS), help="who learns")
     names = [name for name, _, _ in PRECISIONS]
     add("--precision", choices=names, nargs="+", default=names, help="of matrix products")
-    modes = get_args(Mode)
-    add("--modes", choices=modes, nargs="+", default=modes[:1], help="how; to compile takes a minute for each batch")
+    add("--modes", choices=get_args(Mode), nargs="+", help="how (without it, eager, on a GPU also replayed)")
     add("--batch", type=int, nargs="+", help="problems in an update (1,024 to 1,048,576 without it)")
-    add("--seconds", type=float, default=1.0, help="of each measurement")
+    add("--seconds", type=float, default=0.3, help="of each measurement")
     return parser
 
 

@@ -17,7 +17,7 @@ else
   one=("${base[@]}" --trainer.accelerator=gpu --trainer.devices=1 --trainer.strategy=auto)
   large=("${one[@]}" --trainer.precision=bf16-mixed --data.batch_size=8192)
   all=("${base[@]}" --config "$PWD/configs/multi_gpu.yaml")
-  batch=(--batch 16384)
+  batch=(--batch 65536)
 fi
 summary=()
 failed=0
@@ -44,15 +44,15 @@ solve() {
 
 gpu=(python -m benchmarks.gpu --device "$device")
 fit=(python -m toolagent_pl fit "${one[@]}")
-reader=(python -m toolagent_pl fit --trainer.accelerator="${device/cuda/gpu}" --trainer.devices=1 --trainer.default_root_dir="$output/reader")
+reader=(--trainer.accelerator="${device/cuda/gpu}" --trainer.devices=1)
 rm -rf "$output/resumed"
 part check 100 "${gpu[@]}" --check
-part measure 100 "${gpu[@]}" --measure --output "$output/measure.json"
-part compiled 120 "${gpu[@]}" --measure --modes compiled --precision bf16 "${batch[@]}" --output "$output/compiled.json"
-part compiled_fit 90 "${fit[@]}" --model.compile_step=true --data.stages=[T0,T1] --trainer.default_root_dir="$output/compiled_fit"
-part compiled_ppo 180 "${reader[@]}" --model.compile_step=true --data.stages=[T0,E1] --data.unseen=[] \
-  --curriculum.stages=[T0,E1] --curriculum.ent_targets=null --trainer.max_epochs=5
-solve solve 60 "0 1" "${one[@]}"
+part measure 120 "${gpu[@]}" --measure --output "$output/measure.json"
+part compiled 120 "${gpu[@]}" --measure --modes compiled --agents reader --precision float32 "${batch[@]}" --output "$output/compiled.json"
+part default 100 python -m toolagent_pl fit "${reader[@]}" --trainer.default_root_dir="$output/default"
+part compiled_ppo 180 python -m toolagent_pl fit "${reader[@]}" --trainer.default_root_dir="$output/reader" --model.compile_step=true \
+  --data.stages=[T0,E1] --data.unseen=[] --curriculum.stages=[T0,E1] --curriculum.ent_targets=null --trainer.max_epochs=5
+solve blind 60 "0 1" "${one[@]}"
 solve large 35 0 "${large[@]}"
 solve all 45 0 "${all[@]}"
 part stopped 30 "${fit[@]}" --trainer.default_root_dir="$output/resumed" --trainer.max_epochs=2
