@@ -82,10 +82,10 @@ class BareLoop:
             module.learn(self.stream.batch(0), module.ent_coef)  # the environment makes its tables
             self.learn = torch.compile(module.learn, dynamic=False, mode="reduce-overhead")
 
-    def _replay(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _replay(self, function: Callable[..., Any], *arguments: Any, copied: bool = True) -> Any:
         name = function.__name__
         if name not in self._replayed:
-            self._replayed[name] = Replayed(function, self.module)
+            self._replayed[name] = Replayed(function, self.module, copied)
         return self._replayed[name](*arguments)
 
     def update(self) -> Update:

@@ -7,6 +7,7 @@ both, and trains with the command line. With ``--device cpu`` all of it can be t
 
 import argparse
 import copy
+import gc
 import sys
 import time
 import traceback
@@ -249,6 +250,7 @@ def measure(console: Console, options: argparse.Namespace) -> list[dict[str, Any
                 break
             finally:
                 loop = None  # type: ignore[assignment]
+                gc.collect()
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
     torch.set_float32_matmul_precision("highest")

@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 from toolagent_pl.process import without_collecting
 
+STAYS = "stays"  # attribute of tensors that are always in the same place
+
 T = TypeVar("T")
 
 
@@ -35,23 +37,25 @@ class Replayed(Generic[T]):
     """A function whose kernels are replayed.
 
     Its first call with arguments of some shapes is made as it stands, and makes what is made only once; the second one
-    is recorded. From then on the function's Python is not run any more: what it reads besides its arguments must be
-    constants, or tensors that stay where they are.
+    is recorded, or the first one again, where results are not copied. From then on the function's Python is not run any
+    more: what it reads besides its arguments must be constants, or tensors that stay where they are.
 
     Args:
         function: From trees of tensors and constants to a tree of tensors, at most one of which has a gradient. It must
             not wait for the GPU.
         module: What that gradient is to: its weights.
+        copied: Whether results are the caller's own. Else the next call writes over them; functions that take them as
+            arguments read them where they are.
     """
 
-    def __init__(self, function: Callable[..., T], module: nn.Module | None = None) -> None:
-        self.function, self.module = function, module
+    def __init__(self, function: Callable[..., T], module: nn.Module | None = None, copied: bool = True) -> None:
+        self.function, self.module, self.copied = function, module, copied
         named = module.named_parameters() if module else ()
         self.weights = {name: weight for name, weight in named if weight.requires_grad}
         self._recordings: dict[Hashable, _Recording | None] = {}
 
     def __call__(self, *arguments: Any) -> T:
-        """What the function returns, in tensors of the caller's own.
+        """What the function returns.
 
         Raises:
             RuntimeError: If the function waits for the GPU.
@@ -62,16 +66,21 @@ class Replayed(Generic[T]):
         key = (*known, torch.is_inference_mode_enabled())
         if key not in self._recordings:
             self._recordings[key] = None
-            return self.function(*arguments)
+            results = self.function(*arguments)
+            if self.copied:
+                return results
         recording = self._recordings[key]
         if recording is None:
-            read = [x.clone() for x in tensors]
+            read = [x if hasattr(x, STAYS) else x.clone() for x in tensors]
             copies = iter(read)
             given = tree_unflatten([next(copies) if isinstance(x, Tensor) else x for x in leaves], structure)
             recording = self._recordings[key] = self._record(read, given)
         for into, x in zip(recording.read, tensors, strict=True):
-            into.copy_(x)
+            if into.data_ptr() != x.data_ptr():
+                into.copy_(x)
         recording.graph.replay()
+        if not self.copied:
+            return recording.results
         return tree_map_only(Tensor, lambda x: self._own(x, recording), recording.results)
 
     def _own(self, result: Tensor, recording: _Recording) -> Tensor:
@@ -94,6 +103,10 @@ class Replayed(Generic[T]):
                 with torch.autocast(loss.device.type, enabled=False):
                     found = torch.autograd.grad(loss, [*weights.values()], allow_unused=True, materialize_grads=True)
                 gradients = torch.cat([gradient.flatten() for gradient in found])
+        if not self.copied:
+            for x in tree_leaves(results):
+                if isinstance(x, Tensor):
+                    setattr(x, STAYS, True)
         return _Recording(graph, read, results, gradients)
 
 

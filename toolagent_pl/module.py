@@ -243,7 +243,7 @@ class ToolAgent(LightningModule):
         rewards = self.rewards(rollout)
         advantages = self._advantages(rollout, rewards, normalize=bool(self.algorithm.normalize_advantage))
         terms = self._loss(evaluation, rollout, advantages)
-        count = self._mean_over_ranks(self._count(rollout))
+        count = self._mean_over_ranks(self._count(rollout.mask))
         entropy = self._mean_over_ranks(terms.entropy.detach().float()) / count
         metrics = self._training_metrics(rollout, rewards, advantages, terms, count) if with_metrics else {}
         return Update(self._total(terms, ent_coef) / count, rollout.outcome.steps.sum(), entropy, metrics)
@@ -251,18 +251,18 @@ class ToolAgent(LightningModule):
     def _learn_in_parts(self, problems: Problems, logging: bool) -> Update:
         """Several updates from one rollout, or one whose gradient is accumulated."""
         algorithm = self.algorithm
-        rollout, rewards, advantages = self._run(self._collect, problems)
+        rollout, rewards, advantages = self._run(self._collect, problems, copied=False)
         sums: list[LossTerms] = []
         counts = []
         for epoch in range(algorithm.epochs):
             for rows in self._minibatches(rollout, epoch):
-                chosen = rollout.select(rows)
-                count = self._mean_over_ranks(self._count(chosen))
+                mask = rollout.mask.index_select(1, rows)
+                count = self._mean_over_ranks(self._count(mask))
                 counts.append(count)
                 learned = Advantages(*(x.index_select(1, rows) for x in advantages))
                 if algorithm.normalize_advantage == "minibatch":
-                    learned = self._normalized(learned, chosen.mask)
-                losses = self._losses(chosen, learned, count, sums)
+                    learned = self._normalized(learned, mask)
+                losses = self._losses(rollout, rows, learned, count, sums)
                 self._optimize(losses, parts=len(rows.chunk(self.accumulate)))
                 self._steer(self._mean_over_ranks(sums[-1].entropy.float()) / count)
                 if algorithm.target_kl is not None:
@@ -296,23 +296,23 @@ class ToolAgent(LightningModule):
         }
 
     def _losses(
-        self, rollout: Rollout, advantages: Advantages, count: Tensor, sums: list[LossTerms]
+        self, rollout: Rollout, rows: Tensor, advantages: Advantages, count: Tensor, sums: list[LossTerms]
     ) -> Iterator[Tensor]:
         """Losses of the parts of a minibatch; their terms are appended to ``sums``, as those of the whole."""
         parts = []
-        for rows in torch.arange(len(rollout.idle), device=count.device).chunk(self.accumulate):
-            part = rollout if self.accumulate == 1 else rollout.select(rows)
-            learned = Advantages(*(x[:, rows] for x in advantages))
-            loss, terms = self._run(self._minibatch_loss, part, learned, count, self.ent_coef)
+        learned = zip(*(x.chunk(self.accumulate, 1) for x in advantages), strict=True)
+        for some, values in zip(rows.chunk(self.accumulate), learned, strict=True):
+            loss, terms = self._run(self._minibatch_loss, rollout, some, Advantages(*values), count, self.ent_coef)
             yield loss
             parts.append(terms)
         sums.append(_added(parts))
 
     def _minibatch_loss(
-        self, rollout: Rollout, advantages: Advantages, count: Tensor, ent_coef: Tensor
+        self, rollout: Rollout, rows: Tensor, advantages: Advantages, count: Tensor, ent_coef: Tensor
     ) -> tuple[Tensor, LossTerms]:
-        """The loss of a minibatch or a part of one, and its terms."""
-        terms = self._loss(self.evaluate_actions(rollout), rollout, advantages)
+        """The loss of a minibatch or a part of one, these episodes of a rollout, and its terms."""
+        chosen = rollout.select(rows)
+        terms = self._loss(self.evaluate_actions(chosen), chosen, advantages)
         return self._total(terms, ent_coef) / count, tree_map_only(Tensor, torch.detach, terms)
 
     def _imitate(self, replay: SuccessReplay, rollout: Rollout) -> dict[str, Tensor]:
@@ -384,10 +384,9 @@ class ToolAgent(LightningModule):
         normalized = ((values - mean) / (deviation + 1e-8)).float() * mask
         return Advantages(normalized, advantages.returns)
 
-    def _count(self, rollout: Rollout) -> Tensor:
+    def _count(self, mask: Tensor) -> Tensor:
         """How many steps count, float32."""
-        mask = torch.ones_like(rollout.mask) if self.algorithm.continue_after_done else rollout.mask
-        return mask.sum().float()
+        return (torch.ones_like(mask) if self.algorithm.continue_after_done else mask).sum().float()
 
     def _total(self, terms: LossTerms, ent_coef: Tensor) -> Tensor:
         return terms.policy + self.algorithm.vf_coef * terms.value - ent_coef.float() * terms.entropy
@@ -493,14 +492,14 @@ class ToolAgent(LightningModule):
                 self.learn(problems, self.ent_coef)  # environments make their tables: they are taken as they are
         return problems
 
-    def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+    def _run(self, function: Callable[..., T], *arguments: Any, copied: bool = True) -> T:
         """What the function returns; compiled or replayed, where that was asked for, anew in each fit.
 
         A graph holds on to the tables, weights and ranks of one fit. Replayed on a GPU, it writes its results over
-        those of its last call, so they are copied.
+        those of its last call, so they are copied, unless they are not needed any more by then.
         """
         if not self.compile_step:
-            return self._replay(function, *arguments)
+            return self._replay(function, *arguments, copied=copied)
         name = function.__name__
         if name not in self._compiled:
             self._compiled[name] = torch.compile(function, dynamic=False, mode="reduce-overhead")
@@ -518,7 +517,7 @@ class ToolAgent(LightningModule):
         own = all(type(part).__module__.startswith("toolagent_pl.") for part in parts)
         return own and set(self.stages.vocabulary.tools) <= set(TOOLS) and self._ranks == 1
 
-    def _replay(self, function: Callable[..., T], *arguments: Any) -> T:
+    def _replay(self, function: Callable[..., T], *arguments: Any, copied: bool = True) -> T:
         """What the function returns, by the kernels of its second call, where that may be done and pays."""
         rows = len(tree_leaves(arguments)[0])
         # Outside of a run the weights might be moved.
@@ -528,7 +527,7 @@ class ToolAgent(LightningModule):
             return function(*arguments)
         name = function.__name__
         if name not in self._replayed:
-            self._replayed[name] = Replayed(function, self)
+            self._replayed[name] = Replayed(function, self, copied)
         try:
             return self._replayed[name](*arguments)
         except RuntimeError as error:
