@@ -69,6 +69,25 @@ def directory_with_own_classes(tmp_path, monkeypatch):
             ["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.nope=3"],
             "trainer.callbacks.nope: got 3, expected an option of ModelCheckpoint, which has dirpath, filename",
         ),
+        # Options of a class that another one takes the place of.
+        (
+            ["--model.agent.d=16", "--model.agent=Reader"],
+            "model.agent.d: got 16, expected an option of Reader, which has counters, symbols, scores",
+        ),
+        (
+            [
+                "--model.algorithm.ent_coef",
+                "0.1",
+                "--model.algorithm",
+                "TutorialA2C",
+                "--model.algorithm=own_keys.Algorithm",
+            ],
+            "model.algorithm.ent_coef: got 0.1, expected an option of Algorithm, which has ",
+        ),
+        (
+            ["--model.replay=SuccessReplay", "--model.replay.batch_size=4", "--model.replay=null"],
+            "model.replay.batch_size: got 4, expected an option of a class, named by --model.replay=CLASS",
+        ),
         ([ADAM, "--lr_scheduler=CosineAnnealingLR"], "lr_scheduler.T_max: got none, expected a value for CosineAnneal"),
         ([ADAM, "--lr_scheduler=ReduceLROnPlateau"], "lr_scheduler.monitor: got none, expected a value for ReduceLROn"),
         (["--trainer.logger=CSVLogger"], "trainer.logger.save_dir: got none, expected a value for CSVLogger"),

@@ -48,7 +48,13 @@ from toolagent_pl.checkpoint_io import (
     guard_restoring,
     read_header,
 )
-from toolagent_pl.configuration import PARSER_MODE, allow_own_modules, check_groups, check_parts
+from toolagent_pl.configuration import (
+    PARSER_MODE,
+    allow_own_modules,
+    check_groups,
+    check_options_of_classes,
+    check_parts,
+)
 from toolagent_pl.messages import names_option, one_line, with_accepted
 from toolagent_pl.metrics import result_metrics
 from toolagent_pl.module import ToolAgent
@@ -258,6 +264,7 @@ class ToolAgentCLI(LightningCLI):
             options = self.config[self.config.subcommand]
             check_groups(words, GROUPS)
             check_parts(options)
+            check_options_of_classes(words, options)
         except Exception as error:  # what a foreign file may hold makes jsonargparse fail in any way
             if names_option(str(error)):
                 parser.error(str(error), error)

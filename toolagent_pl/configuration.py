@@ -151,6 +151,34 @@ def check_groups(words: Sequence[str], groups: Sequence[str]) -> None:
                 raise ValueError(f"{group}: got {config[group]}, expected options and their values")
 
 
+def check_options_of_classes(words: Sequence[str], options: Namespace) -> None:
+    """Refuse an option of a class that another one took the place of: jsonargparse would drop it.
+
+    Args:
+        words: Of the command line.
+        options: What came of them.
+
+    Raises:
+        ValueError: Names the option, and those that the class has.
+    """
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        word, given, value = word.partition("=")
+        *within, last = word.removeprefix("--").replace(".init_args", "").split(".")
+        found: Any = options if word.startswith("--") else Namespace()
+        for name in within:
+            found = found.get(name, found) if isinstance(found, Namespace) else found
+            if isinstance(found, Namespace) and "class_path" in found:
+                kind, found = found.class_path.rpartition(".")[2], found.get("init_args", Namespace())
+                if name == within[-1] and last not in (*vars(found), "class_path", "dict_kwargs"):
+                    has = ", ".join(vars(found)) or "none"
+                    expected = f"expected an option of {kind}, which has {has}"
+                    raise ValueError(f"{word.removeprefix('--')}: got {value if given else after}, {expected}")
+        if within and found is None:
+            option = ".".join(within)
+            expected = f"expected an option of a class, named by --{option}=CLASS"
+            raise ValueError(f"{option}.{last}: got {value if given else after}, {expected}")
+
+
 def check_parts(config: Any, option: str = "") -> None:
     """Refuse everything that would be called, unless it is a class that a run is made of.
 
