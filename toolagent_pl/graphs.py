@@ -19,9 +19,14 @@ STAYS = "stays"  # attribute of tensors that are always in the same place
 T = TypeVar("T")
 
 
+def can_record(device: torch.device) -> bool:
+    """Whether there are CUDA graphs on a device."""
+    return device.type == "cuda"
+
+
 def is_recording(device: torch.device) -> bool:
     """Whether kernels are only recorded at the moment, so that nothing can be waited for."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return can_record(device) and torch.cuda.is_current_stream_capturing()
 
 
 class _Recording(NamedTuple):
@@ -86,7 +91,7 @@ class Replayed(Generic[T]):
     def _own(self, result: Tensor, recording: _Recording) -> Tensor:
         if not result.requires_grad or recording.gradients is None:
             return result.clone()
-        loss: Tensor = _Loss.apply(result.detach(), recording.gradients, *self.weights.values())  # type: ignore[no-untyped-call]
+        loss: Tensor = _Loss.apply(result.detach(), recording.gradients.clone(), *self.weights.values())  # type: ignore[no-untyped-call]
         return loss
 
     def _record(self, read: Sequence[Tensor], given: Sequence[Any]) -> _Recording:

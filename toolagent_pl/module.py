@@ -23,7 +23,7 @@ from toolagent_pl.checkpoint_io import (
     check_origin,
 )
 from toolagent_pl.envs import CalculatorEnv, Env, EnvSpec, Outcome
-from toolagent_pl.graphs import Replayed, is_recording
+from toolagent_pl.graphs import Replayed, can_record, is_recording
 from toolagent_pl.learning import A2C, Advantages, Algorithm, LossTerms, OutcomeReward, Reward, SuccessReplay
 from toolagent_pl.learning.algorithm import check_advantages, check_terms, gae
 from toolagent_pl.learning.replay import Remembered
@@ -210,7 +210,7 @@ class ToolAgent(LightningModule):
     def training_step(self, problems: Problems, batch_idx: int) -> None:
         """Let the agent act, and learn from what it did: one update or several."""
         logging = self.is_logging_batch()
-        if self.compile_step or (self.device.type == "cuda" and self.may_replay):
+        if self.compile_step or (can_record(self.device) and self.may_replay):
             self.ent_coef = self.ent_coef.to(self.device)
             self._cost = torch.zeros((), device=self.device) if self._cost is None else self._cost
             self._cost.fill_(self.step_cost)
@@ -523,7 +523,7 @@ class ToolAgent(LightningModule):
         # Outside of a run the weights might be moved.
         running = self._trainer is not None and self._trainer.state.status == TrainerStatus.RUNNING
         huge = self.cuda_graphs is None and rows >= WORTH_WAITING
-        if self.device.type != "cuda" or not running or huge or not self.may_replay:
+        if not can_record(self.device) or not running or huge or not self.may_replay:
             return function(*arguments)
         name = function.__name__
         if name not in self._replayed:
@@ -544,7 +544,7 @@ class ToolAgent(LightningModule):
             ValueError: If kernels are to be replayed where there is no GPU, or several.
         """
         self._compiled, self._replayed, self._cost = {}, {}, None
-        if self.cuda_graphs and (self.device.type != "cuda" or self._ranks > 1):
+        if self.cuda_graphs and (not can_record(self.device) or self._ranks > 1):
             raise ValueError(
                 f"model.cuda_graphs: got true on {self._ranks} devices of type {self.device.type}, expected one GPU"
             )

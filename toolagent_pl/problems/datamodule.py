@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
+from toolagent_pl.graphs import can_record
 from toolagent_pl.problems.batch import Problems
 from toolagent_pl.problems.stages import Stage, Stages
 from toolagent_pl.problems.stream import FixedProblems, ProblemStream
@@ -124,7 +125,8 @@ class ProblemDataModule(LightningDataModule):
     def _new_stream(self) -> ProblemStream:
         rank, ranks, device = self._place()
         device = device if self.num_workers == 0 else "cpu"
-        replay = torch.device(device).type == "cuda" and bool(self.trainer.lightning_module.may_replay)  # type: ignore[union-attr]
+        module: Any = self.trainer and self.trainer.lightning_module
+        replay = module is not None and can_record(torch.device(device)) and module.may_replay
         stream = ProblemStream(
             self.stages, self.seed, self.batch_size, self.batches_per_epoch, rank, ranks, device, replay
         )
