@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from toolagent_pl import Solver
 from toolagent_pl.agents import BlindAgent, Reader
 from toolagent_pl.envs import CalculatorEnv
 from toolagent_pl.graphs import Replayed
@@ -31,6 +32,27 @@ def make_module(agent: str, stages: Sequence[str] = ("T0", "T1", "T2"), **option
     if agent == "blind":
         return ToolAgent(stages, agent=BlindAgent, **options)
     return ToolAgent(stages, agent=Reader, env=CalculatorEnv(max_steps="auto"), **options)
+
+
+def trained_reader(stage: str, width: int, **options: Any) -> ToolAgent:
+    """The agent that comes with the package, in a network of another width: what it has more is zero."""
+    module = ToolAgent([stage], agent=partial(Reader, hidden=width), env=CalculatorEnv(max_steps="auto"), **options)
+    trained: Any = Solver.from_checkpoint().agent
+    with torch.no_grad():
+        for name, into in module.agent.named_parameters():
+            weight = trained.get_parameter(name)
+            critic = trained.critic if name.startswith("look.") else 0  # the last rows of that layer
+            borders = [len(weight) - critic], [len(into) - critic]
+            into.zero_()
+            for to, of in zip(into.tensor_split(borders[1]), weight.tensor_split(borders[0]), strict=True):
+                to[tuple(map(slice, of.shape))] = of
+    return module
+
+
+def steps_of(stage: str) -> int:
+    """Actions of the textbook's plan for a problem of a stage, on average: nine for five operators."""
+    problems = ProblemStream(Stages([stage]), 0, 2**15, batches=1).batch(0)
+    return round(float(problems.textbook_length.double().mean()))
 
 
 def as_command_line(batch: int) -> None:

@@ -27,11 +27,11 @@ OURS, LIMIT = "reader", "products"
 SLICES = 8  # of a measurement; whoever may compute ahead is waited for after each
 
 
-def measure(name: str, batch: int, stage: str, seconds: float) -> dict[str, float]:
+def measure(name: str, batch: int, stage: str, width: int, seconds: float) -> dict[str, float]:
     """CPU seconds of an update, and tokens in a CPU second, in this process."""
     if hasattr(os, "sched_setaffinity"):  # else XLA takes as many threads as there are CPUs, whatever it is told
         os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
-    contestant = make(name, batch, stage)
+    contestant = make(name, batch, stage, width)
     float(contestant.update())  # compiles, or allocates
     start = time.process_time()
     float(contestant.update())
@@ -56,7 +56,7 @@ def side_by_side(console: Console, options: Namespace, batch: int) -> list[dict[
                 if not repetition:
                     console.print(f"skipped {name} at batch {batch}: {reason}")
                 continue
-            work = json.dumps([name, batch, options.stage, options.seconds])
+            work = json.dumps([name, batch, options.stage, options.width, options.seconds])
             with tempfile.TemporaryDirectory() as directory:
                 arguments = ["-m", "benchmarks.throughput", "--only", work]
                 done = run_python(arguments, Path(directory), options.patience, threads=1)
@@ -116,6 +116,7 @@ def _parser() -> Any:
     add = parser.add_argument
     add("--batch", type=int, nargs="+", default=[256, 1024, 4096, 16384], help="problems in an update")
     add("--stage", default="E5", help="stage to draw them from")
+    add("--width", type=int, default=64, help="of the decoder")
     add("--repetitions", type=int, default=5, help="of each measurement")
     add("--seconds", type=float, default=2.0, help="of each repetition, at least one update")
     add("--contestants", choices=LABELS, nargs="+", default=list(LABELS), metavar="NAME", help="who takes part")

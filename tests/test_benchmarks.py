@@ -10,9 +10,7 @@ import torch
 import yaml
 
 from benchmarks import ablations, compare, gpu, overhead, reasoning_gym_eval, sb3, throughput, time_to_solve
-from benchmarks.bare import DEFAULT_RUN, make_module
-from benchmarks.contestants import STEPS
-from toolagent_pl import Solver
+from benchmarks.bare import DEFAULT_RUN, make_module, steps_of, trained_reader
 from toolagent_pl.cli import main as command_line
 from toolagent_pl.learning.rollout import collect
 from toolagent_pl.problems import Problems
@@ -29,7 +27,7 @@ def test_contestants_are_measured(tmp_path):
     ours, limit = json.loads(output.read_text())["results"]
     assert ours["contestant"] == "reader"
     assert ours["tokens_per_second"] == pytest.approx(ours["tokens"] / ours["seconds"])
-    assert limit["tokens"] == 16 * STEPS
+    assert limit["tokens"] == 16 * steps_of("E5")
     assert limit["tokens_per_second"] > ours["tokens_per_second"]
 
 
@@ -46,8 +44,7 @@ def test_jax_does_the_same_work():
     jax = pytest.importorskip("jax")
     from benchmarks.contestants import jax_reader
 
-    module = make_module("reader", ["E5"])
-    module.agent.load_state_dict(Solver.from_checkpoint().agent.state_dict())
+    module = trained_reader("E5", 96)
     problems = ProblemStream(module.stages, 3, 64, batches=1).batch(0)
     task, rules = jax_reader.task_of(module, problems)
     weights = jax_reader.weights_of(module)

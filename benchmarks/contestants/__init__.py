@@ -1,15 +1,14 @@
 """What an update of the default run is compared with, each in a module of its own with a class ``Update``.
 
 One update: fresh problems, episodes of the reader in the calculator, two minibatches of PPO with clipped gradients and
-Adam. All have the weights of the agent that comes with the package, which takes about nine actions for an expression of
-five operators, and a learning rate so low that it goes on to do so.
+Adam. All have the weights of the agent that comes with the package, and a learning rate so low that it stays as it is.
+The others take as many steps with every problem as the textbook's plans have on average.
 """
 
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol, SupportsFloat
 
-STEPS = 9  # that the others take with every problem
 LABELS = {"reader": "this project", "jax_reader": "JAX", "products": "matrix products alone"}
 
 
@@ -31,7 +30,7 @@ def reason_to_skip(name: str) -> str | None:
     return "jax is not installed" if name == "jax_reader" and find_spec("jax") is None else None
 
 
-def make(name: str, batch: int, stage: str) -> Contestant:
+def make(name: str, batch: int, stage: str, width: int) -> Contestant:
     """Build a contestant by the name of its module."""
-    made: Contestant = import_module(f"benchmarks.contestants.{name}").Update(batch, stage)
+    made: Contestant = import_module(f"benchmarks.contestants.{name}").Update(batch, stage, width)
     return made

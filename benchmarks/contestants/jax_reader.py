@@ -13,9 +13,7 @@ import jax.numpy as jnp
 import torch
 from jax import Array, lax
 
-from benchmarks.bare import DEFAULT_RUN, STEADY_RATE, make_module
-from benchmarks.contestants import STEPS
-from toolagent_pl import Solver
+from benchmarks.bare import DEFAULT_RUN, STEADY_RATE, steps_of, trained_reader
 from toolagent_pl.agents.reader import STEEP
 from toolagent_pl.envs.registers import ACCUMULATOR, COPY, PLACE, VALUE
 from toolagent_pl.module import ToolAgent
@@ -193,8 +191,10 @@ def optimized(state: State, gradients: Weights, updates: Array) -> State:
     return {**weights, "depth": shrunk}, first, second
 
 
-@partial(jax.jit, static_argnames="batch", donate_argnames="state")
-def update(state: State, updates: Array, key: Array, pool: Task, rules: Rules, batch: int) -> tuple[State, Array]:
+@partial(jax.jit, static_argnames=("batch", "length"), donate_argnames="state")
+def update(
+    state: State, updates: Array, key: Array, pool: Task, rules: Rules, batch: int, length: int
+) -> tuple[State, Array]:
     """One whole update: the new weights with the state of Adam, and the loss of the last minibatch."""
     drawn, acted, shuffled = jax.random.split(jax.random.fold_in(key, updates), 3)
     chosen = jax.random.randint(drawn, (batch,), 0, len(pool.target))
@@ -202,7 +202,7 @@ def update(state: State, updates: Array, key: Array, pool: Task, rules: Rules, b
     gaps, number = count(task, len(state[0]["count"]))
     told = gaps, gaps.cumsum(1), task.inside
     steps, solved = act(
-        state[0], encode(state[0], *told), number, task, rules, jax.random.uniform(acted, (STEPS, batch))
+        state[0], encode(state[0], *told), number, task, rules, jax.random.uniform(acted, (length, batch))
     )
     returns = solved * steps.mask
     gained = (returns - steps.value) * steps.mask
@@ -221,9 +221,8 @@ def update(state: State, updates: Array, key: Array, pool: Task, rules: Rules, b
 class Update:
     """The whole update is one compiled function."""
 
-    def __init__(self, batch: int, stage: str) -> None:
-        module = make_module("reader", [stage])
-        module.agent.load_state_dict(Solver.from_checkpoint().agent.state_dict())
+    def __init__(self, batch: int, stage: str, width: int) -> None:
+        module, self.length = trained_reader(stage, width), steps_of(stage)
         self.pool, self.rules = task_of(module, ProblemStream(module.stages, 0, POOL, batches=1).batch(0))
         weights = weights_of(module)
         self.state: State = (weights, *(jax.tree.map(jnp.zeros_like, weights) for _ in range(2)))
@@ -231,7 +230,7 @@ class Update:
 
     def update(self) -> Array:
         """Do one whole update."""
-        self.state, loss = update(self.state, self.updates, self.key, self.pool, self.rules, self.batch)
+        self.state, loss = update(self.state, self.updates, self.key, self.pool, self.rules, self.batch, self.length)
         self.updates += 1
-        self.actions += self.batch * STEPS
+        self.actions += self.batch * self.length
         return loss

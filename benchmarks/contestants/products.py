@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bare import as_command_line, make_module
-from benchmarks.contestants import STEPS
+from benchmarks.bare import as_command_line, steps_of, trained_reader
 
 MINIBATCHES = 2
 ENCODER = ("symbol", "score")  # layers that see each number of a problem once, not each step
@@ -13,16 +12,16 @@ ENCODER = ("symbol", "score")  # layers that see each number of a problem once, 
 class Update:
     """Products of the shapes that an update has, into memory that is there already."""
 
-    def __init__(self, batch: int, stage: str) -> None:
+    def __init__(self, batch: int, stage: str, width: int) -> None:
         as_command_line(batch)
-        module = make_module("reader", [stage])
+        module, self.steps = trained_reader(stage, width), steps_of(stage)
         numbers = 1 + max(module.stages.stages[0].operators or 0, 1)
         layers = {name: part for name, part in module.agent.named_modules() if isinstance(part, nn.Linear)}
         self.batch, self.actions = batch, 0
         self.acting, self.learning = [], []
         for name, layer in layers.items():
             rows = batch * numbers if name in ENCODER else batch
-            times = 1 if name in ENCODER else STEPS
+            times = 1 if name in ENCODER else self.steps
             self.acting += [_buffers(layer, rows)] * times
             self.learning += [_buffers(layer, rows * times // MINIBATCHES)] * MINIBATCHES
 
@@ -35,7 +34,7 @@ class Update:
             torch.mm(x, weight.T, out=y)
             torch.mm(y.T, x, out=gradient)
             torch.mm(y, weight, out=x)
-        self.actions += self.batch * STEPS
+        self.actions += self.batch * self.steps
         return self.learning[-1][2][0, 0]
 
 

@@ -2,18 +2,15 @@
 
 from torch import Tensor
 
-from benchmarks.bare import DEFAULT_RUN, STEADY_RATE, BareLoop, as_command_line, make_module
-from toolagent_pl import Solver
+from benchmarks.bare import DEFAULT_RUN, STEADY_RATE, BareLoop, as_command_line, trained_reader
 
 
 class Update:
     """The updates of the default run in a bare loop, from the weights that come with the package."""
 
-    def __init__(self, batch: int, stage: str) -> None:
+    def __init__(self, batch: int, stage: str, width: int) -> None:
         as_command_line(batch)
-        module = make_module("reader", [stage], **DEFAULT_RUN | {"learning_rate": STEADY_RATE})
-        module.agent.load_state_dict(Solver.from_checkpoint().agent.state_dict())
-        self.loop = BareLoop(module, batch)
+        self.loop = BareLoop(trained_reader(stage, width, **DEFAULT_RUN | {"learning_rate": STEADY_RATE}), batch)
         self.actions = self.loop.actions
 
     def update(self) -> Tensor:
