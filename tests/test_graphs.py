@@ -187,6 +187,21 @@ def test_results_are_the_callers_own_unless_they_stay():
     assert [reads(stays(x)).flatten().tolist()[0] for x in given] == [0, 4, 8, 12, 16]
 
 
+@pytest.mark.usefixtures("played")
+def test_weights_may_begin_to_learn():
+    layers = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+    function = graphs.Replayed(lambda x: layers(x).sum(), layers)
+    for learns in (False, True, False):
+        layers[0].requires_grad_(learns)
+        for k in range(4):
+            layers.zero_grad()
+            function(torch.full((2, 1), float(k))).backward()
+            assert layers[1].bias.grad.item() == 2
+            assert (layers[0].weight.grad is not None) == learns
+            if learns:
+                assert layers[0].weight.grad.item() == pytest.approx(2 * k * layers[1].weight.item())
+
+
 def test_other_shapes_are_recorded_anew(played):
     function = graphs.Replayed(lambda x, flag: x.sum() if flag else x.amax())
     for size in (2, 3):

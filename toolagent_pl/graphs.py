@@ -30,12 +30,13 @@ def is_recording(device: torch.device) -> bool:
 
 
 class _Recording(NamedTuple):
-    """A recorded call: its graph, where it reads its arguments, and where it writes results and gradients."""
+    """A recorded call: its graph, where it reads its arguments, where it writes results and gradients, and of what."""
 
     graph: torch.cuda.CUDAGraph
     read: Sequence[Tensor]
     results: Any
     gradients: Tensor | None
+    learning: Sequence[str]
 
 
 class Replayed(Generic[T]):
@@ -43,7 +44,8 @@ class Replayed(Generic[T]):
 
     Its first call with arguments of some shapes is made as it stands, and makes what is made only once; the second one
     is recorded, or the first one again, where results are not copied. From then on the function's Python is not run any
-    more: what it reads besides its arguments must be constants, or tensors that stay where they are.
+    more: what it reads besides its arguments must be constants, or tensors that stay where they are. Modes of PyTorch
+    may change (training, gradients, precision), and so may which weights learn.
 
     Args:
         function: From trees of tensors and constants to a tree of tensors, at most one of which has a gradient. It must
@@ -55,8 +57,7 @@ class Replayed(Generic[T]):
 
     def __init__(self, function: Callable[..., T], module: nn.Module | None = None, copied: bool = True) -> None:
         self.function, self.module, self.copied = function, module, copied
-        named = module.named_parameters() if module else ()
-        self.weights = {name: weight for name, weight in named if weight.requires_grad}
+        self.weights = dict(module.named_parameters()) if module else {}
         self._recordings: dict[Hashable, _Recording | None] = {}
 
     def __call__(self, *arguments: Any) -> T:
@@ -68,7 +69,9 @@ class Replayed(Generic[T]):
         leaves, structure = tree_flatten(arguments)
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         known = ((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
-        key = (*known, torch.is_inference_mode_enabled())
+        modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cuda")
+        learning = tuple(name for name, weight in self.weights.items() if weight.requires_grad)
+        key = (*known, *modes, self.module is not None and self.module.training, learning)
         if key not in self._recordings:
             self._recordings[key] = None
             results = self.function(*arguments)
@@ -79,7 +82,7 @@ class Replayed(Generic[T]):
             read = [x if hasattr(x, STAYS) else x.clone() for x in tensors]
             copies = iter(read)
             given = tree_unflatten([next(copies) if isinstance(x, Tensor) else x for x in leaves], structure)
-            recording = self._recordings[key] = self._record(read, given)
+            recording = self._recordings[key] = self._record(read, given, learning)
         for into, x in zip(recording.read, tensors, strict=True):
             if into.data_ptr() != x.data_ptr():
                 into.copy_(x)
@@ -91,16 +94,17 @@ class Replayed(Generic[T]):
     def _own(self, result: Tensor, recording: _Recording) -> Tensor:
         if not result.requires_grad or recording.gradients is None:
             return result.clone()
-        loss: Tensor = _Loss.apply(result.detach(), recording.gradients.clone(), *self.weights.values())  # type: ignore[no-untyped-call]
+        weights = [self.weights[name] for name in recording.learning]
+        loss: Tensor = _Loss.apply(result.detach(), recording.gradients.clone(), *weights)  # type: ignore[no-untyped-call]
         return loss
 
-    def _record(self, read: Sequence[Tensor], given: Sequence[Any]) -> _Recording:
+    def _record(self, read: Sequence[Tensor], given: Sequence[Any], learning: Sequence[str]) -> _Recording:
         graph, gradients = torch.cuda.CUDAGraph(), None
         # A graph that is thrown away meanwhile, as garbage, would spoil the recording.
         with without_collecting(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             # The weights as other tensors in the same place: autograd knows those by the stream that it met them on.
-            learning = self.weights.items() if torch.is_grad_enabled() else ()
-            weights = {f"module.{name}": weight.detach().requires_grad_() for name, weight in learning}
+            names = learning if torch.is_grad_enabled() else ()
+            weights = {f"module.{name}": self.weights[name].detach().requires_grad_() for name in names}
             results = functional_call(_Call(self.function, self.module), weights, tuple(given))
             losses = [x for x in tree_leaves(results) if isinstance(x, Tensor) and x.requires_grad]
             if losses:
@@ -112,7 +116,7 @@ class Replayed(Generic[T]):
             for x in tree_leaves(results):
                 if isinstance(x, Tensor):
                     setattr(x, STAYS, True)
-        return _Recording(graph, read, results, gradients)
+        return _Recording(graph, read, results, gradients, learning)
 
 
 class _Call(nn.Module):
