@@ -14,7 +14,7 @@ from tests.conftest import BLIND, CONFIGS, SHORT
 from tests.test_cli import error_of
 from toolagent_pl.cli import main
 from toolagent_pl.messages import LONGEST_LINE, one_line
-from toolagent_pl.ranks import check_port
+from toolagent_pl.ranks import check_meeting_place
 
 OWN = """
 from toolagent_pl.agents import BlindAgent
@@ -185,7 +185,16 @@ def test_messages_are_bounded_and_printable():
 def test_a_port_that_is_none_is_refused(monkeypatch, port):
     monkeypatch.setenv("MASTER_PORT", port)
     with pytest.raises(ValueError, match=f"MASTER_PORT: got {port}, expected a number from 1 to 65535"):
-        check_port()
+        check_meeting_place(1)
+
+
+def test_a_host_that_is_not_found_is_refused_where_ranks_would_meet_there(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")
+    with pytest.raises(ValueError, match=r"MASTER_ADDR: got nowhere\.invalid, expected a host that can be found"):
+        check_meeting_place(2)
+    check_meeting_place(1)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    check_meeting_place(2)
 
 
 @pytest.mark.parametrize("command", [["fit", BLIND], ["solve", "1+2"]], ids=lambda words: words[0])

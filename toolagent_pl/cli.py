@@ -60,7 +60,7 @@ from toolagent_pl.metrics import result_metrics
 from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems.datamodule import ProblemDataModule
 from toolagent_pl.process import keep_freed_memory, threads_for
-from toolagent_pl.ranks import check_port, ending_with_parent, wait_for_ranks
+from toolagent_pl.ranks import check_meeting_place, ending_with_parent, wait_for_ranks
 from toolagent_pl.report import print_report, print_table
 from toolagent_pl.resuming import check_settings, settings_of
 from toolagent_pl.tools import TOOLS
@@ -432,7 +432,7 @@ class ToolAgentCLI(LightningCLI):
         try:
             self.check_run(subcommand)
             check_restarts()
-            check_port()
+            check_meeting_place(self.trainer.world_size)
             meet_again(self.trainer.strategy)
             batch = data.batch_size // self.trainer.world_size if subcommand == "fit" else data.eval_batch_size
             with threads_for(batch):

@@ -1,6 +1,7 @@
 """Ranks that run as processes end together: none outlives the others, none is cut short by them."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -13,8 +14,11 @@ GRACE = 5.0  # seconds in which ranks must end after a rank that failed, or was 
 LOOK = 1.0  # seconds between two looks at the parent
 
 
-def check_port() -> None:
-    """Refuse a place to meet at that is none.
+def check_meeting_place(ranks: int) -> None:
+    """Refuse a place to meet at that is none, which would be looked for until PyTorch gives up.
+
+    Args:
+        ranks: How many meet.
 
     Raises:
         ValueError: Names the variable of the environment.
@@ -22,6 +26,12 @@ def check_port() -> None:
     port = os.environ.get("MASTER_PORT", "")
     if port and not (port.isdecimal() and 0 < int(port) < 2**16):
         raise ValueError(f"MASTER_PORT: got {port}, expected a number from 1 to {2**16 - 1}")
+    address = os.environ.get("MASTER_ADDR", "")
+    if address and ranks > 1:
+        try:
+            socket.getaddrinfo(address, None)
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"MASTER_ADDR: got {address}, expected a host that can be found ({error})") from error
 
 
 @contextmanager
