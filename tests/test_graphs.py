@@ -27,6 +27,9 @@ SHORT += ["--polish.at=1e-9", "--polish.batches=6", "--polish.step_cost=0.1", "-
 READER = ["--model.agent=Reader", "--model.env.feedback=spans"]
 
 
+WAITS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select}
+
+
 class Graph:
     """Operations on tensors, done again in the same places."""
 
@@ -63,7 +66,8 @@ class Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         results = function(*arguments, **(options or {}))
-        if "_local_scalar_dense" in str(function):
+        mask = any(isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in tree_leaves(arguments[1:]))
+        if function.overloadpacket in WAITS or (function is torch.ops.aten.index.Tensor and mask):
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         self.graph.operations.append((function, arguments, options or {}, results))
         return results
@@ -93,6 +97,10 @@ def played(monkeypatch):
         ["--model.algorithm.ent_target=0.5"],
         [*READER, "--model.algorithm=PPO", "--model.algorithm.minibatches=2", "--model.algorithm.epochs=2"],
         [*READER, "--model.algorithm=GRPO", "--model.accumulate=2"],
+        [*READER, "--model.agent.recurrent=true"],
+        ["--model.agent=TransformerReader", "--model.env.feedback=spans", "--model.algorithm=PPO"],
+        ["--model.reward=ProgressReward", "--model.algorithm=RLOO"],
+        ["--model.env=TutorialEnv", "--model.algorithm=TutorialA2C", "--model.reward=TutorialReward"],
         [
             "--model.algorithm=PPO",
             "--model.algorithm.normalize_advantage=minibatch",
@@ -100,12 +108,12 @@ def played(monkeypatch):
             "--model.replay.batch_size=16",
         ],
     ],
-    ids=["A2C", "PPO", "GRPO in parts", "PPO and replay"],
+    ids=["A2C", "PPO", "GRPO in parts", "recurrent", "Transformer", "RLOO", "tutorial", "PPO and replay"],
 )
 def test_a_replayed_run_is_the_run(tmp_path, monkeypatch, played, options):
     monkeypatch.chdir(tmp_path)
     main([*SHORT, *options])
-    assert sum(graph.replays for graph in played) >= 16
+    assert sum(graph.replays for graph in played) >= 12
     count = len(played)
     main([*SHORT, *options, "--model.cuda_graphs=false"])
     assert len(played) == count
@@ -138,6 +146,23 @@ def test_what_cannot_be_replayed_is_one_line(tmp_path, monkeypatch, played, caps
     before = len(played)
     main([*SHORT, "--model.reward=waits.Waits", "--trainer.max_epochs=1"])
     assert len(played) == before
+
+
+@pytest.mark.usefixtures("played")
+def test_what_was_not_asked_for_is_done_without(tmp_path, monkeypatch, recwarn):
+    """Where a part of the package could not be recorded after all."""
+    monkeypatch.chdir(tmp_path)
+    paid = OutcomeReward.__call__
+
+    def waits(*arguments):
+        rewards = paid(*arguments)
+        assert float(rewards.max()) <= 1
+        return rewards
+
+    monkeypatch.setattr(OutcomeReward, "__call__", waits)
+    main([*SHORT, "--trainer.max_epochs=1"])
+    said = [str(warning.message) for warning in recwarn]
+    assert sum("Kernels are started one by one, since what learn calls waits for the GPU" in text for text in said) == 1
 
 
 def test_a_cpu_replays_nothing(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -172,6 +172,7 @@ class ToolAgent(LightningModule):
         self._tools = [f"tools/{self.env.vocabulary.name(token)}" for token in self.agent.actions.tolist()]
         self._compiled: dict[str, Callable[..., Any]] = {}  # functions by their names
         self._replayed: dict[str, Replayed[Any]] = {}  # likewise
+        self._one_by_one: set[str] = set()  # functions that could not be recorded
         self._longest_prompt = 0  # of the stages that are trained on, where that matters
         self._cost: Tensor | None = None  # step_cost as a tensor: a graph would hold on to a number
         self.last_results: list[StageResult] = []
@@ -523,19 +524,24 @@ class ToolAgent(LightningModule):
         # Outside of a run the weights might be moved.
         running = self._trainer is not None and self._trainer.state.status == TrainerStatus.RUNNING
         huge = self.cuda_graphs is None and rows >= WORTH_WAITING
-        if not can_record(self.device) or not running or huge or not self.may_replay:
-            return function(*arguments)
         name = function.__name__
+        if not can_record(self.device) or not running or huge or not self.may_replay or name in self._one_by_one:
+            return function(*arguments)
         if name not in self._replayed:
             self._replayed[name] = Replayed(function, self, copied)
         try:
             return self._replayed[name](*arguments)
         except RuntimeError as error:
-            if "captur" not in str(error):
+            no_memory = isinstance(error, torch.OutOfMemoryError)
+            if not no_memory and "captur" not in str(error):
                 raise
-            raise ValueError(
-                f"model.cuda_graphs: got true, but what {name} calls waits for the GPU ({str(error).splitlines()[0]})"
-            ) from error
+            reason = "there is no memory for a recording" if no_memory else f"what {name} calls waits for the GPU"
+            reason = f"{reason} ({str(error).splitlines()[0]})"
+            if self.cuda_graphs:
+                raise ValueError(f"model.cuda_graphs: got true, but {reason}") from error
+            rank_zero_warn(f"Kernels are started one by one, since {reason}.")
+            self._one_by_one.add(name)
+            return function(*arguments)
 
     def on_fit_start(self) -> None:
         """Forget what an earlier fit compiled and recorded.
