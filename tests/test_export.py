@@ -99,7 +99,7 @@ def test_a_file_beside_the_graphs_tells_what_they_take(tmp_path):
     assert prefill["inputs"][1] == {"name": "prompt", "dtype": "int64", "shape": ["batch", "prompt"]}
     assert [one["name"] for one in decode["inputs"][3:]] == [one["name"] for one in prefill["outputs"]]
     assert decode["outputs"][0] == {"name": "logits", "dtype": "float32", "shape": ["batch", 6]}
-    assert [x["shape"] for x in prefill["outputs"][:2]] == [["batch", "cache_0_1", 20], ["batch", "cache_1_1", 8]]
+    assert [x["shape"] for x in prefill["outputs"][:2]] == [["batch", "cache_0_1", 21], ["batch", "cache_1_1", 9]]
 
 
 def script(folder, texts):

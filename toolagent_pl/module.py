@@ -520,12 +520,12 @@ class ToolAgent(LightningModule):
 
     def _replay(self, function: Callable[..., T], *arguments: Any, copied: bool = True) -> T:
         """What the function returns, by the kernels of its second call, where that may be done and pays."""
-        rows = len(tree_leaves(arguments)[0])
-        # Outside of a run the weights might be moved.
-        running = self._trainer is not None and self._trainer.state.status == TrainerStatus.RUNNING
-        huge = self.cuda_graphs is None and rows >= WORTH_WAITING
         name = function.__name__
-        if not can_record(self.device) or not running or huge or not self.may_replay or name in self._one_by_one:
+        if not can_record(self.device) or not self.may_replay or name in self._one_by_one:
+            return function(*arguments)
+        huge = self.cuda_graphs is None and len(tree_leaves(arguments)[0]) >= WORTH_WAITING
+        # Outside of a run the weights might be moved.
+        if huge or self._trainer is None or self._trainer.state.status != TrainerStatus.RUNNING:
             return function(*arguments)
         if name not in self._replayed:
             self._replayed[name] = Replayed(function, self, copied)
