@@ -9,7 +9,7 @@ import torch
 from toolagent_pl import Solver
 from toolagent_pl.agents import BlindAgent, Reader
 from toolagent_pl.envs import CalculatorEnv
-from toolagent_pl.graphs import Replayed
+from toolagent_pl.graphs import Recordings
 from toolagent_pl.learning import PPO
 from toolagent_pl.module import ToolAgent, Update
 from toolagent_pl.problems import Stages
@@ -50,7 +50,7 @@ def trained_reader(stage: str, width: int, **options: Any) -> ToolAgent:
 
 
 def steps_of(stage: str) -> int:
-    """Actions of the textbook's plan for a problem of a stage, on average: nine for five operators."""
+    """Actions of the textbook's plan for a problem of a stage, on average: ten for five operators."""
     problems = ProblemStream(Stages([stage]), 0, 2**15, batches=1).batch(0)
     return round(float(problems.textbook_length.double().mean()))
 
@@ -94,21 +94,14 @@ class BareLoop:
         module.manual_backward = lambda loss: loss.backward()  # type: ignore[assignment,method-assign]
         module.ent_coef = module.ent_coef.to(device)
         self.learn: Callable[..., Update] = module.learn
-        self._replayed: dict[str, Replayed[Any]] = {}
         self.position = 0
         self.actions = torch.zeros((), dtype=torch.int64, device=device)  # taken so far
         if mode == "replayed":
-            module._run = self._replay  # type: ignore[method-assign]
-            self.learn = partial(self._replay, module.learn)
+            module._run = Recordings(module)  # type: ignore[method-assign]
+            self.learn = partial(module._run, module.learn)
         elif mode == "compiled":
             module.learn(self.stream.batch(0), module.ent_coef)  # the environment makes its tables
             self.learn = torch.compile(module.learn, dynamic=False, mode="reduce-overhead")
-
-    def _replay(self, function: Callable[..., Any], *arguments: Any, copied: bool = True) -> Any:
-        name = function.__name__
-        if name not in self._replayed:
-            self._replayed[name] = Replayed(function, self.module, copied)
-        return self._replayed[name](*arguments)
 
     def update(self) -> Update:
         """Do one whole update."""

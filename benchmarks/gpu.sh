@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks and measures everything that takes a GPU, in about 8 minutes (more where compiling is slow): bash benchmarks/gpu.sh [OUTPUT_DIR]
+# Checks and measures everything that takes a GPU, in 5 to 7 minutes on an H200: bash benchmarks/gpu.sh [OUTPUT_DIR]
 # DEVICE=cpu tries the script itself, with small sizes, where there is no GPU.
 set -euo pipefail
 mkdir -p "${1:-gpu}"

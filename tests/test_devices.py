@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from toolagent_pl.agents import Agent, BlindAgent, Reader
+from toolagent_pl.agents.agent import WORTH_WAITING, may_wait
 from toolagent_pl.envs import CalculatorEnv, TutorialEnv
 from toolagent_pl.learning import A2C, PPO, OutcomeReward, ProgressReward, TutorialA2C, TutorialReward
 from toolagent_pl.module import ToolAgent
@@ -78,3 +79,14 @@ def test_an_update_stays_on_its_device_and_waits_for_nothing(monkeypatch, agent,
         module.validation_step(stream.batch(2), 0)
     assert module.batches_seen == 2
     assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_a_gpu_is_waited_for_in_huge_batches_alone(monkeypatch):
+    """And never while its kernels are recorded."""
+    recording = [False]
+    monkeypatch.setattr("toolagent_pl.agents.agent.is_recording", lambda _: recording[0])
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [may_wait(gpu, rows) for rows in (1, WORTH_WAITING - 1, WORTH_WAITING)] == [False, False, True]
+    assert may_wait(cpu, 1)
+    recording[0] = True
+    assert not may_wait(gpu, WORTH_WAITING)

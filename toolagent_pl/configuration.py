@@ -162,21 +162,21 @@ def check_options_of_classes(words: Sequence[str], options: Namespace) -> None:
         ValueError: Names the option, and those that the class has.
     """
     for word, after in zip(words, [*words[1:], ""], strict=True):
-        word, given, value = word.partition("=")
-        *within, last = word.removeprefix("--").replace(".init_args", "").split(".")
-        found: Any = options if word.startswith("--") else Namespace()
+        option, given, value = word.partition("=")
+        *within, last = option.removeprefix("--").replace(".init_args", "").split(".")
+        found: Any = options if option.startswith("--") else Namespace()
+        kind = None  # of the class that the option is one of
         for name in within:
-            found = found.get(name, found) if isinstance(found, Namespace) else found
+            found, kind = found.get(name, found) if isinstance(found, Namespace) else found, None
             if isinstance(found, Namespace) and "class_path" in found:
                 kind, found = found.class_path.rpartition(".")[2], found.get("init_args", Namespace())
-                if name == within[-1] and last not in (*vars(found), "class_path", "dict_kwargs"):
-                    has = ", ".join(vars(found)) or "none"
-                    expected = f"expected an option of {kind}, which has {has}"
-                    raise ValueError(f"{word.removeprefix('--')}: got {value if given else after}, {expected}")
-        if within and found is None:
-            option = ".".join(within)
-            expected = f"expected an option of a class, named by --{option}=CLASS"
-            raise ValueError(f"{option}.{last}: got {value if given else after}, {expected}")
+        if kind and last not in (*vars(found), "class_path", "dict_kwargs"):
+            expected = f"an option of {kind}, which has {', '.join(vars(found)) or 'none'}"
+        elif within and found is None:
+            expected = f"an option of a class, named by --{'.'.join(within)}=CLASS"
+        else:
+            continue
+        raise ValueError(f"{'.'.join([*within, last])}: got {value if given else after}, expected {expected}")
 
 
 def check_parts(config: Any, option: str = "") -> None:

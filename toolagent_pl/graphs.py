@@ -119,6 +119,21 @@ class Replayed(Generic[T]):
         return _Recording(graph, read, results, gradients, learning)
 
 
+class Recordings:
+    """Functions of a module by their names, each of them replayed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._functions = module, dict[str, Replayed[Any]]()
+
+    def __call__(self, function: Callable[..., T], *arguments: Any, copied: bool = True) -> T:
+        """What the function returns; see ``Replayed``."""
+        name = function.__name__
+        if name not in self._functions:
+            self._functions[name] = Replayed(function, self._module, copied)
+        replayed: Replayed[T] = self._functions[name]
+        return replayed(*arguments)
+
+
 class _Call(nn.Module):
     """The function as a module that has the other one's weights."""
 

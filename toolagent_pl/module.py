@@ -23,7 +23,7 @@ from toolagent_pl.checkpoint_io import (
     check_origin,
 )
 from toolagent_pl.envs import CalculatorEnv, Env, EnvSpec, Outcome
-from toolagent_pl.graphs import Replayed, can_record, is_recording
+from toolagent_pl.graphs import Recordings, can_record, is_recording
 from toolagent_pl.learning import A2C, Advantages, Algorithm, LossTerms, OutcomeReward, Reward, SuccessReplay
 from toolagent_pl.learning.algorithm import check_advantages, check_terms, gae
 from toolagent_pl.learning.replay import Remembered
@@ -171,7 +171,7 @@ class ToolAgent(LightningModule):
         self._unused: list[Tensor] | None = None  # weights that no loss uses; not known yet
         self._tools = [f"tools/{self.env.vocabulary.name(token)}" for token in self.agent.actions.tolist()]
         self._compiled: dict[str, Callable[..., Any]] = {}  # functions by their names
-        self._replayed: dict[str, Replayed[Any]] = {}  # likewise
+        self._recordings = Recordings(self)
         self._one_by_one: set[str] = set()  # functions that could not be recorded
         self._longest_prompt = 0  # of the stages that are trained on, where that matters
         self._cost: Tensor | None = None  # step_cost as a tensor: a graph would hold on to a number
@@ -527,10 +527,8 @@ class ToolAgent(LightningModule):
         # Outside of a run the weights might be moved.
         if huge or self._trainer is None or self._trainer.state.status != TrainerStatus.RUNNING:
             return function(*arguments)
-        if name not in self._replayed:
-            self._replayed[name] = Replayed(function, self, copied)
         try:
-            return self._replayed[name](*arguments)
+            return self._recordings(function, *arguments, copied=copied)
         except RuntimeError as error:
             no_memory = isinstance(error, torch.OutOfMemoryError)
             if not no_memory and "captur" not in str(error):
@@ -549,7 +547,7 @@ class ToolAgent(LightningModule):
         Raises:
             ValueError: If kernels are to be replayed where there is no GPU, or several.
         """
-        self._compiled, self._replayed, self._cost = {}, {}, None
+        self._compiled, self._recordings, self._cost = {}, Recordings(self), None
         if self.cuda_graphs and (not can_record(self.device) or self._ranks > 1):
             raise ValueError(
                 f"model.cuda_graphs: got true on {self._ranks} devices of type {self.device.type}, expected one GPU"
@@ -573,7 +571,7 @@ class ToolAgent(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Forget what was compiled and recorded: it can be neither copied nor sent to another process."""
-        self._compiled, self._replayed = {}, {}
+        self._compiled, self._recordings = {}, Recordings(self)
 
     @property
     def _ranks(self) -> int:

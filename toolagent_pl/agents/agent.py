@@ -12,9 +12,7 @@ from toolagent_pl.envs import EnvSpec, Observation, Outcome
 from toolagent_pl.graphs import is_recording
 from toolagent_pl.problems import Problems
 
-WORTH_WAITING = (
-    2**17
-)  # rows from which a GPU gains more by leaving out ended episodes than it loses by being waited for
+WORTH_WAITING = 2**17  # rows from which a GPU is waited for, to leave out ended episodes
 
 Cache = Any  # a pytree of tensors whose first dimension is B
 

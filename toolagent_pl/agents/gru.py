@@ -74,7 +74,7 @@ def gru_step_of_tokens(tokens: Tensor, embedding: Tensor, hidden: Tensor, cell: 
     """
     if hidden.device.type == "cuda" and not torch.compiler.is_compiling():
         # A look-up as a product: to add up its gradient, row by row, takes a GPU ten times as long.
-        one_hot = torch.zeros(len(tokens), len(embedding), device=hidden.device).scatter_(1, tokens[:, None], 1.0)
+        one_hot = embedding.new_zeros(len(tokens), len(embedding)).scatter_(1, tokens[:, None], 1.0)
         projected = cell.weight_ih @ embedding.T  # [3d, V]
         stepped: Tensor = torch.gru_cell(one_hot, hidden, projected, cell.weight_hh, cell.bias_ih, cell.bias_hh)
         return stepped

@@ -96,7 +96,7 @@ class Reader(Agent):
                 raise ValueError(f"model.agent.{option}: got {size}, expected at least 1 and at most {LARGEST_SIZE}")
         if not 0 <= shrink < float("inf"):
             raise ValueError(f"model.agent.shrink: got {shrink}, expected a number of at least 0")
-        self.counters, self.scores, self.hidden, self.critic, self.shrink = counters, scores, hidden, critic, shrink
+        self.scores, self.hidden, self.critic, self.shrink = scores, hidden, critic, shrink
         places = max(1, spec.places)  # without any, the mean over all numbers takes their place
         pairs = places - 1
         self.count = nn.Parameter(torch.randn(spec.vocabulary.size, counters) * 0.5)
