@@ -316,8 +316,8 @@ def test_stages_of_patterns_and_of_operators_train(capsys):
     assert curve(0, "train/stage") == [(0, 1.0), (1, 2.0), (2, 0.0)]
     table = " ".join(capsys.readouterr().out.split("Final greedy agent")[1].split())
     for name, tried, notes in (
-        ("T0", "1,000", "all there are"), ("easy", "100", "all there are"), ("sums", "50", "a sample of held-out ones"),
-        ("E3", "50", "a sample of held-out ones, unseen"), ("far", "1,000", "all there are, unseen"),
+        ("T0", "1,000", "all there are"), ("easy", "100", "all there are"), ("sums", "50", "held out"),
+        ("E3", "50", "held out, unseen"), ("far", "1,000", "all there are, unseen"),
     ):  # fmt: skip
         assert re.search(rf"{name} {tried} [\d,]+ [\d.]+% (-|[\d.]+) {notes}", table), table
     main(["validate", *options, "--ckpt_path=last"])

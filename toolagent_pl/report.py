@@ -40,13 +40,8 @@ def print_table(module: ToolAgent, results: Sequence[StageResult], title: str = 
     trained = set(module.stages.names[: module.trained_stages])
     shaped = type(module.reward) is not OutcomeReward
     table = Table("stage", box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    for column in (
-        "problems tried",
-        "right",
-        "accuracy",
-        "plan / textbook",
-        *(["mean shaped reward"] if shaped else []),
-    ):
+    # Headings of two lines, and short notes: a row is one line of a terminal of 80 columns.
+    for column in ("tried", "right", "accuracy", "plan /\ntextbook", *(["mean shaped\nreward"] if shaped else [])):
         table.add_column(column, justify="right")
     table.add_column("")
     for i, name in enumerate(module.stages.names):
@@ -57,7 +52,7 @@ def print_table(module: ToolAgent, results: Sequence[StageResult], title: str = 
         # Rounded down: 100.0% means all of them.
         percent = f"{result.correct * 1000 // result.tried / 10:.1f}%"
         size = module.stages.size(i)
-        notes = ["all there are" if size == result.tried else "a sample of held-out ones"]
+        notes = ["all there are" if size == result.tried else "held out"]
         if name not in trained:
             notes.append("unseen")
         length = "-" if result.plan_length != result.plan_length else f"{result.plan_length:.2f}"
