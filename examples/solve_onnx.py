@@ -30,8 +30,10 @@ def parse(words, least=0):
 
 def solve(text):
     """Plan and answer. The tape and all registers hold numbers with their places; the agent hears of places only."""
-    prompt = [*parse(re.findall(r"\d+|\S", text))[0], token["CTX"]]
+    prompt = [*parse(words := re.findall(r"\d+|\S", text))[0], token["CTX"]]
     numbers = [int(number) for number in re.findall(r"\d+", text)]
+    if words or len(numbers) < 2:
+        raise ValueError
     ends = [i for i, t in enumerate(prompt) if t <= 9 < prompt[i + 1]]
     tape, acc, memory, left, plan, called, applied = [*zip(numbers, ends, strict=True)], [], [], [], [], "CTX", True
     told = {"stage": 0, "prompt": prompt, "prompt_length": len(prompt), "length": len(numbers)}
@@ -55,5 +57,8 @@ def solve(text):
     return plan, acc[0][0] if acc and called == "ANS" else None
 
 
-for text in texts or sys.stdin.read().splitlines():
-    print(text, "=", *solve(text))
+try:
+    for text in texts or sys.stdin.read().splitlines():
+        print(text, "=", *solve(text), flush=True)
+except (ValueError, IndexError):
+    sys.exit(f"error: got {text!r}, expected an expression of whole numbers, {' '.join(tools)}, and brackets")

@@ -167,8 +167,8 @@ class Solver:
         """Solve one expression, or many in batches.
 
         Raises:
-            ExpressionError: If one cannot be read, might leave 64 bits, or needs more operators or memory than there
-                may be.
+            ExpressionError: A ValueError. If one cannot be read, is a number alone, might leave 64 bits, or needs more
+                operators or memory than there may be.
         """
         if isinstance(expressions, str):
             return self.solve([expressions])[0]
@@ -214,7 +214,7 @@ class Solver:
                 if values > enough:
                     results[task.position] = ExpressionError(
                         f"expression {quoted(expressions[task.position])}: the textbook's plan has {values} values in "
-                        f"memory at a time, expected at most {enough}"
+                        f"memory at a time, expected at most {enough}; raise memory_depth of the agent's env"
                     )
             if not fits.any():
                 continue
@@ -239,6 +239,8 @@ class Solver:
         if text.lstrip().startswith("-"):
             raise ExpressionError(f"expression {quoted(text)}: begins with '-'; numbers have no sign, write 0-3 for -3")
         leaves, tree = parse(text, self.env.vocabulary)
+        if not tree:  # no agent is trained on a number alone
+            raise ExpressionError(f"expression {quoted(text)}: is a number alone, expected at least one operator")
         if len(tree) > MOST_OPERATORS:
             raise ExpressionError(
                 f"expression {quoted(text)}: has {len(tree)} operators, expected at most {MOST_OPERATORS}"

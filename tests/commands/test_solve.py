@@ -89,7 +89,7 @@ def test_a_wrong_answer_and_another_prompt_are_told(solve):
 
 
 def test_json_has_exactly_the_fields_of_a_solution(solve):
-    status, out, errors = solve("--json", "2*(3+4)", " 7 ")
+    status, out, errors = solve("--json", "2*(3+4)", " 7-0 ")
     first, second = map(json.loads, out.splitlines())
     assert first == {
         "expression": "2*(3+4)",
@@ -101,18 +101,19 @@ def test_json_has_exactly_the_fields_of_a_solution(solve):
         "textbook_length": 5,
     }
     assert list(first) == list(second)
-    assert (second["expression"], status, errors) == (" 7 ", 0, [])
+    assert (second["expression"], status, errors) == (" 7-0 ", 0, [])
 
 
 def test_bad_expressions_are_named_and_good_ones_solved(solve):
-    status, out, errors = solve("--json", "1+2", "x", "-3", "-3*(4+5)", "", "3/4", "9*9")
+    status, out, errors = solve("--json", "1+2", "x", "-3", "-3*(4+5)", "", "3/4", "5", "9*9")
     assert [json.loads(line)["answer"] for line in out.splitlines()] == [3, 81]
     assert status == 2
-    assert len(errors) == 5
+    assert len(errors) == 6
     assert errors[0].startswith("error: expression 'x': got 'x' where an operand should be")
     assert errors[1] == "error: expression '-3': begins with '-'; numbers have no sign, write 0-3 for -3"
     assert errors[2].startswith("error: expression '-3*(4+5)': begins with '-'")
     assert errors[3].startswith("error: expression '': is empty")
+    assert errors[5] == "error: expression '5': is a number alone, expected at least one operator"
 
 
 def test_what_follows_two_dashes_is_an_expression(saved, capsys):
@@ -123,12 +124,13 @@ def test_what_follows_two_dashes_is_an_expression(saved, capsys):
 
 
 def test_lines_of_standard_input_take_the_place_of_a_dash(solve, monkeypatch):
-    lines = b"2*3\n\n  \n4/\xff\r\n(5+6)\r\n"
+    lines = b"2*3\n\n  \n4/\xff\r\n(5+6)\r\n8"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
-    status, out, errors = solve("--json", "1", "-", "7")
+    status, out, errors = solve("--json", "1-0", "-", "7-0", "3")
     found = [json.loads(line) for line in out.splitlines()]
     assert [one["answer"] for one in found] == [1, 6, 11, 7]
-    assert (status, len(errors)) == (2, 1)
+    assert status == 2
+    assert [error.partition(" expression")[0] for error in errors] == ["error: line 4:", "error: line 6:", "error:"]
 
 
 @pytest.mark.parametrize(
@@ -264,14 +266,14 @@ def test_a_page_that_cannot_be_written_is_an_error_in_one_line(solve, tmp_path, 
     assert (status, out, len(errors)) == (2, FULL, 1)
     assert "No such file or directory" in errors[0]
     monkeypatch.setattr("toolagent_pl.commands.solve.MOST_DRAWN", 1)
-    _, _, errors = solve("1", "2", "--html", str(tmp_path / "page.html"))
+    _, _, errors = solve("1+0", "2+0", "--html", str(tmp_path / "page.html"))
     assert errors == ["error: html: got 2 expressions, expected at most 1 on a page"]
     assert not (tmp_path / "page.html").exists()
 
 
 def test_what_there_is_before_each_call_is_what_the_environment_holds():
     solver = Solver(DESCRIPTION, WEIGHTS)
-    for text in ("1-(2-(3-4)*56)", "7", "(1+2)*(3+4)", "9*8-7"):
+    for text in ("1-(2-(3-4)*56)", "(1+2)*(3+4)", "9*8-7"):
         (episode,) = solver.episodes([text])
         states = moments(solver.env, episode)
         assert (states[0].read, states[0].accumulator, states[0].memory, states[0].left) == (0, None, [], None)

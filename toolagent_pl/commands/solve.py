@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         "expressions",
         nargs="+",
         metavar="EXPRESSION",
-        help="whole numbers, operators and brackets, in quotes; - for the lines of standard input",
+        help="whole numbers with operators and brackets, in quotes; - for the lines of standard input",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object for each expression, a line each")
     parser.add_argument("--html", metavar="FILE", help="also write a page in which to step through the plans")
@@ -81,10 +81,10 @@ def _solve(options: argparse.Namespace) -> int:
     drawn: list[tuple[str, Episode]] = []
     width = shutil.get_terminal_size((UNLIMITED, 0)).columns
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    for texts in _chunks(options.expressions):
-        for text, result in zip(texts, solver.attempt(texts), strict=True):
+    for chunk in _chunks(options.expressions):
+        for (place, text), result in zip(chunk, solver.attempt([text for _, text in chunk]), strict=True):
             if isinstance(result, ExpressionError):
-                status = failed(result)
+                status = failed(f"{place}{result}")
                 continue
             solved += 1
             if options.json:
@@ -107,15 +107,19 @@ def _solve(options: argparse.Namespace) -> int:
     return status
 
 
-def _chunks(expressions: Sequence[str]) -> Iterator[list[str]]:
-    """What is to be solved at a time: the words of the command line, and lines where a word is ``-``."""
+def _chunks(expressions: Sequence[str]) -> Iterator[list[tuple[str, str]]]:
+    """What is to be solved at a time: the words of the command line, and lines where a word is ``-``.
+
+    Before each text stands what to say of its place in a message about it.
+    """
     for is_input, words in itertools.groupby(expressions, lambda word: word == "-"):
         if not is_input:
-            yield [word.removeprefix(" ") if word.startswith(" -") else word for word in words]
+            yield [("", word.removeprefix(" ") if word.startswith(" -") else word) for word in words]
             continue
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="backslashreplace")
-        lines = (line.rstrip("\n") for line in sys.stdin if not line.isspace())
+        numbered = enumerate(sys.stdin, start=1)
+        lines = ((f"line {number}: ", line.rstrip("\n")) for number, line in numbered if not line.isspace())
         size = 1 if sys.stdin.isatty() else CHUNK  # whoever types a line waits for the answer
         while chunk := list(itertools.islice(lines, size)):
             yield chunk
