@@ -179,6 +179,9 @@ UNREADABLE = {
     "empty": "",
     "list": "[1, 2]",
     "text": "hello",
+    "question mark": "?",
+    "key again": "trainer: {max_epochs: 1}\ntrainer: {max_epochs: 2}",
+    "key again, deeper": "data: {stages: [T0], unseen: [{name: x, pattern: a-b, name: y}]}",
     "itself": "config: config.yaml",
     "a configuration that is none": "config: {class_path: 1}",
 }
@@ -212,12 +215,17 @@ def test_a_group_of_options_is_not_a_value(capsys, group, value):
         ("seed_everything", float("nan")),
         ("seed_everything", 10**30),
         ("samples.per_stage", -(10**30)),
+        ("samples.per_stage", 3_000_000),
+        ("pictures.per_stage", 3_000_000),
+        ("model.algorithm.init_args.epochs", 2_000_000_000),
         ("trainer.devices", 10**9),
         ("trainer.num_nodes", 10**9),
     ],
 )
 def test_numbers_out_of_all_bounds_are_refused(capsys, option, value):
     config = nested(option, value)
+    if "algorithm" in option:
+        config = nested("model.algorithm", {"class_path": "PPO", "init_args": {"epochs": value}})
     if "agent" in option:
         config = nested("model.agent", {"class_path": "BlindAgent", "init_args": {"d": value}})
     assert option.replace(".init_args", "") in refusal(capsys, config)

@@ -25,6 +25,7 @@ from toolagent_pl.learning import Algorithm, Reward, SuccessReplay
 from toolagent_pl.problems import Stage
 
 PARSER_MODE = "bounded_yaml"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
@@ -39,16 +40,30 @@ PARTS: tuple[type, ...] = (
 def load_yaml(text: str) -> Any:
     """Read a value, or a whole configuration.
 
-    PyYAML would crash on ``[[[[...`` and fill the memory with aliases of aliases.
+    PyYAML would crash on ``[[[[...`` and fill the memory with aliases of aliases. Of a key that is there twice it would
+    take the last.
 
     Raises:
-        yaml.YAMLError: If it cannot be read, or is beyond the bounds.
+        yaml.YAMLError: If it cannot be read, or is beyond the bounds, or a key is there twice, or empty.
     """
     _check_bounds(text)
+    _check_keys(yaml.compose(text, Loader=LOADER))
     try:
         return get_loader("yaml")(text)
     except ValueError as error:  # what looks like a number and is none, as 5,000 digits or the time 1:99e9
         raise yaml.YAMLError(str(error)) from None
+
+
+def _check_keys(node: yaml.Node | None) -> None:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    keys = [key.value for key, _ in pairs]
+    for i, (key, _) in enumerate(pairs):
+        if key.value in ["", *keys[:i]]:
+            found = f"found the key {key.value!r} again" if key.value else "found an empty key"
+            raise yaml.constructor.ConstructorError(None, None, found, key.start_mark)
+    inner = [value for _, value in pairs] if pairs else node.value if isinstance(node, yaml.SequenceNode) else ()
+    for value in inner:
+        _check_keys(value)
 
 
 set_loader(PARSER_MODE, load_yaml, (yaml.YAMLError,))
@@ -109,7 +124,7 @@ def _check_bounds(text: str) -> None:
     sizes: dict[str, int] = {}  # of what has an anchor
     open_anchors: list[tuple[str | None, int]] = []  # of what is not complete yet, and how much was before
     total = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
                 raise yaml.YAMLError(f"got *{event.anchor}, expected the name of something complete that came before")

@@ -112,8 +112,8 @@ def _range(option: str, given: Any) -> Range:
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers):
         raise ValueError(wanted)
     one = Range(**given)
-    if not one.low < one.high or (one.log and (one.low <= 0 or one.step is not None)) or not (one.step or 1) > 0:
-        raise ValueError(f"{wanted}; low below high, and above 0 without a step where log is true")
+    if not one.low < one.high or (one.log and (one.low <= 0 or one.step is not None)) or (one.step is not None and one.step <= 0):
+        raise ValueError(f"{wanted}; low below high, a step above 0, and low above 0 without a step where log is true")
     return one
 
 

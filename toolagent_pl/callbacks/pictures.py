@@ -9,6 +9,8 @@ from toolagent_pl.problems.stream import FixedProblems
 from toolagent_pl.randomness import Purpose
 from toolagent_pl.trackers import log_figure, media_loggers
 
+MOST_PROBLEMS = 10_000  # of each stage: more take longer, and show nothing else
+
 
 class Pictures(Callback):
     """Draws what the agent does at the end of training, and now and then on the way.
@@ -18,13 +20,15 @@ class Pictures(Callback):
         per_stage: Problems of each stage that is trained on.
 
     Raises:
-        ValueError: If a number is not positive.
+        ValueError: If a number is not positive, or there are more problems than a picture can show.
     """
 
     def __init__(self, every_n_epochs: int | None = None, per_stage: int = 200) -> None:
         for option, value in (("every_n_epochs", every_n_epochs), ("per_stage", per_stage)):
             if value is not None and value < 1:
                 raise ValueError(f"pictures.{option}: got {value}, expected at least 1")
+        if per_stage > MOST_PROBLEMS:
+            raise ValueError(f"pictures.per_stage: got {per_stage}, expected at most {MOST_PROBLEMS}")
         self.every_n_epochs, self.per_stage = every_n_epochs, per_stage
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

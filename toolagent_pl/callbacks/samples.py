@@ -16,6 +16,8 @@ from toolagent_pl.problems.stream import FixedProblems
 from toolagent_pl.randomness import Purpose
 from toolagent_pl.trackers import log_lines, media_loggers
 
+MOST_SAMPLES = 1000  # of each stage, after each validation
+
 
 @torch.no_grad()
 def sample_episodes(module: ToolAgent, per_stage: int) -> Iterator[list[Episode]]:
@@ -35,12 +37,12 @@ class SampleEpisodes(Callback):
         per_stage: Problems of each stage.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or there are more than anyone reads.
     """
 
     def __init__(self, per_stage: int = 5) -> None:
-        if per_stage < 1:
-            raise ValueError(f"samples.per_stage: got {per_stage}, expected at least 1")
+        if not 1 <= per_stage <= MOST_SAMPLES:
+            raise ValueError(f"samples.per_stage: got {per_stage}, expected at least 1 and at most {MOST_SAMPLES}")
         self.per_stage = per_stage
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,6 +9,8 @@ from toolagent_pl.agents import Evaluation, Rollout
 from toolagent_pl.learning.a2c import A2C
 from toolagent_pl.learning.algorithm import Advantages, LossTerms, check_coefficients
 
+MOST_PASSES = 10_000  # over a rollout, and updates in a pass
+
 
 class PPO(A2C):
     """Several passes over a rollout, in which no action's probability is pushed further than by a factor.
@@ -87,11 +89,11 @@ def clipped_policy_loss(
 
 
 def check_counts(**counts: int) -> None:
-    """Refuse what is less than 1.
+    """Refuse what is less than 1, or would never end.
 
     Raises:
         ValueError: Names the option.
     """
     for option, value in counts.items():
-        if value < 1:
-            raise ValueError(f"model.algorithm.{option}: got {value}, expected at least 1")
+        if not 1 <= value <= MOST_PASSES:
+            raise ValueError(f"model.algorithm.{option}: got {value}, expected at least 1 and at most {MOST_PASSES}")
