@@ -32,6 +32,7 @@ GraphFormat = Literal["onnx", "torch"]
 FORMATS = get_args(GraphFormat)
 SUFFIX = {"onnx": "onnx", "torch": "pt2"}
 DESCRIPTION = "graphs.json"
+FILES = {kind: [DESCRIPTION, f"prefill.{suffix}", f"decode.{suffix}"] for kind, suffix in SUFFIX.items()}
 LEAST_PROMPT = 2  # tokens: a digit, and CTX
 LEAST_OPERANDS = 2  # columns of the tape: the exporters know no tensor of no columns
 COMPARED = 500  # problems of each stage that a graph is tried on

@@ -6,10 +6,8 @@ from typing import Any
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from toolagent_pl.saved import CARD, CONFIG, WEIGHTS, read
+from toolagent_pl.saved import FILES, read
 from toolagent_pl.solver import Solver
-
-FILES = [CONFIG, WEIGHTS, CARD]  # all that there is of an agent; nothing else is downloaded
 
 
 class HubSolver(ModelHubMixin, Solver, library_name="toolagent_pl"):  # type: ignore[misc]
@@ -29,7 +27,7 @@ class HubSolver(ModelHubMixin, Solver, library_name="toolagent_pl"):  # type: ig
         folder = Path(name).expanduser()
         if not folder.is_dir():
             try:
-                folder = Path(snapshot_download(str(name), allow_patterns=FILES, **options))
+                folder = Path(snapshot_download(str(name), allow_patterns=[*FILES], **options))
             except (HFValidationError, HfHubHTTPError, OSError) as error:  # no such name, no right to it, no network
                 reason = " ".join(str(error).split())[:300]
                 raise ValueError(f"name: got {name}, expected a folder, or an agent on the Hub ({reason})") from error
@@ -52,7 +50,7 @@ class HubSolver(ModelHubMixin, Solver, library_name="toolagent_pl"):  # type: ig
             push_to_hub: Push what was written, too.
             repo_id: Its name on the Hub; that of the folder without it.
             config, model_card_kwargs: Not used; they are what the mixin passes.
-            facts: About the training.
+            facts: ``overwrite``, and those about the training.
         """
         Solver.save_pretrained(self, directory, **facts)
         if push_to_hub:

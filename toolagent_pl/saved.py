@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from toolagent_pl.tools import TOOLS, find_tools
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"  # as on the Hugging Face Hub
+FILES = (CONFIG, WEIGHTS, CARD)  # all that there is of an agent
 LARGEST_CONFIG = 1_000_000  # bytes
 RUNS = "lightning_logs/version_*/checkpoints/last.ckpt"
 _OWN_FIELDS = ("agent", "env", "tools", "trained_stages", "toolagent_pl")
@@ -109,6 +110,22 @@ def write(directory: str | Path, agent: SavedAgent, facts: Mapping[str, Any]) ->
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
     (directory / CARD).write_text(model_card(description, sum(w.numel() for w in weights.values())), encoding="utf-8")
+
+
+def check_new(option: str, files: Iterable[Path], otherwise: str = "--overwrite") -> None:
+    """Refuse to write where files are already.
+
+    Args:
+        option: That says where to write.
+        files: All that would be written.
+        otherwise: What has them replaced.
+
+    Raises:
+        ValueError: If one of them is there.
+    """
+    for file in files:
+        if file.is_file():
+            raise ValueError(f"{option}: got {file}, which is there already; expected another place, or {otherwise}")
 
 
 def newest_checkpoint() -> Path:

@@ -24,7 +24,7 @@ from toolagent_pl.problems.expression import (
     value_bound,
 )
 from toolagent_pl.process import without_collecting
-from toolagent_pl.saved import SavedAgent, build, read, write
+from toolagent_pl.saved import FILES, SavedAgent, build, check_new, read, write
 from toolagent_pl.tools import Token
 
 MOST_OPERATORS = 60  # of an expression
@@ -142,19 +142,22 @@ class Solver:
             ) from None
         return HubSolver.from_pretrained(str(name), **options)
 
-    def save_pretrained(self, directory: str | Path, **facts: Any) -> None:
+    def save_pretrained(self, directory: str | Path, *, overwrite: bool = False, **facts: Any) -> None:
         """Write the agent as ``model.safetensors``, ``config.json`` and a model card, ``README.md``.
 
         Args:
             directory: Made if it is not there.
+            overwrite: Replace these files where they are there already.
             facts: About the training, for the description and the card: ``command``, ``seed``, ``license``, ``figures``
                 (by stage, as in ``{"E5": {"right": 9998, "tried": 10000}}``), or any others; those known already
                 are kept.
 
         Raises:
-            ValueError: If a fact has a name that the format uses otherwise.
+            ValueError: If a fact has a name that the format uses otherwise, or a file is there already.
             OSError: If it cannot be written.
         """
+        if not overwrite:
+            check_new("directory", (Path(directory).expanduser() / name for name in FILES), "overwrite=True")
         write(directory, SavedAgent(self.description, self.agent.state_dict()), facts)
 
     @overload

@@ -112,7 +112,11 @@ def _range(option: str, given: Any) -> Range:
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers):
         raise ValueError(wanted)
     one = Range(**given)
-    if not one.low < one.high or (one.log and (one.low <= 0 or one.step is not None)) or (one.step is not None and one.step <= 0):
+    if (
+        not one.low < one.high
+        or (one.log and (one.low <= 0 or one.step is not None))
+        or (one.step is not None and one.step <= 0)
+    ):
         raise ValueError(f"{wanted}; low below high, a step above 0, and low above 0 without a step where log is true")
     return one
 

@@ -189,7 +189,10 @@ def test_the_space_may_be_nested_and_take_classes_and_lists():
         ({"space": {"model.learning_rate": {"low": 1}}}, "space.model.learning_rate: got {'low': 1}, expected a list"),
         ({"space": {"model.learning_rate": {"low": 2, "high": 1}}}, "space.model.learning_rate: got"),
         ({"space": {"model.learning_rate": {"low": 0, "high": 1, "log": True}}}, "space.model.learning_rate: got"),
-        ({"space": {"data.batch_size": {"low": 8, "high": 64, "step": 0}}}, "space.data.batch_size: got {'low': 8,"),
+        (
+            {"space": {"data.batch_size": {"low": 8, "high": 64, "step": 0}}},
+            "space.data.batch_size: got {'high': 64, 'lo",
+        ),
         ({"space": {"data.batch_size": [64, 0]}}, "data.batch_size: got 0, expected a positive multiple of"),
         ({"space": {}}, "space: got nothing, expected options of fit and what to choose from"),
         ({"trials": 0}, "trials: got 0, expected at least 1"),

@@ -14,6 +14,7 @@ from toolagent_pl.module import ToolAgent
 from toolagent_pl.problems import Problems
 from toolagent_pl.problems.stream import FixedProblems
 from toolagent_pl.randomness import Purpose
+from toolagent_pl.saved import check_new
 from toolagent_pl.trackers import log_lines, media_loggers
 
 MOST_SAMPLES = 1000  # of each stage, after each validation
@@ -62,11 +63,12 @@ class PredictionWriter(BasePredictionWriter):
     Args:
         path: File to write. Without it, ``<checkpoint>.predictions.jsonl`` beside the checkpoint, or
             ``predictions.jsonl`` in the working directory where there is none.
+        overwrite: Replace the file if it is there already, as is done with the one beside the checkpoint.
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, overwrite: bool = False) -> None:
         super().__init__(write_interval="batch")
-        self.path = path
+        self.path, self.overwrite = path, overwrite
 
     def target(self, trainer: Trainer) -> Path:
         """The file to write; each rank of several writes its own."""
@@ -79,8 +81,15 @@ class PredictionWriter(BasePredictionWriter):
         return path if trainer.world_size == 1 else path.with_suffix(f".rank{trainer.global_rank}{path.suffix}")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with an empty file."""
-        self.target(trainer).write_text("")
+        """Begin with an empty file.
+
+        Raises:
+            ValueError: If it would replace one that may be something else.
+        """
+        file = self.target(trainer)
+        if not self.overwrite and (self.path or not trainer.ckpt_path):
+            check_new("predictions.path", [file], "--predictions.overwrite=true")
+        file.write_text("")
 
     def write_on_batch_end(
         self,

@@ -15,7 +15,7 @@ from toolagent_pl.learning.rollout import collect
 from toolagent_pl.problems import Stages
 from toolagent_pl.problems.stream import FixedProblems
 from toolagent_pl.randomness import Purpose
-from toolagent_pl.saved import SavedAgent, build, read, write
+from toolagent_pl.saved import FILES, SavedAgent, build, check_new, read, write
 from toolagent_pl.shapes import by_shape
 
 BATCH = 4096
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_ckpt_path()
     parser.add_argument("--output", metavar="DIR", default="exported", help="where to write (default: exported)")
+    parser.add_overwrite()
     parser.add_argument(
         "--test_problems",
         metavar="N",
@@ -69,9 +70,12 @@ def _export(options: argparse.Namespace) -> str:
     most = options.test_problems
     if most is not None and most < 0:
         raise ValueError(f"test_problems: got {most}, expected at least 0")
+    directory = Path(options.output).expanduser()
+    if not options.overwrite:
+        check_new("output", (directory / name for name in export.FILES.get(options.format, FILES)))
     saved = read(agent_path(options))
     agent, env = build(*saved)
-    directory, stages = Path(options.output).expanduser(), len(saved.description["trained_stages"])
+    stages = len(saved.description["trained_stages"])
     if options.format == "safetensors":
         known = saved.description.get("figures") or {}
         if not known or most is not None:

@@ -32,6 +32,10 @@ class CommandParser(argparse.ArgumentParser):
         """Print the line and exit with code 2."""
         self.exit(USAGE_ERROR, f"error: {message}; see {self.command} --help\n")
 
+    def add_overwrite(self) -> None:
+        """Let files be replaced."""
+        self.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
     def add_ckpt_path(self) -> None:
         """Let an agent be named; ``agent_path`` says where it is."""
         self.add_argument(

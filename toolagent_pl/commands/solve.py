@@ -18,6 +18,7 @@ from toolagent_pl.commands.parser import INTERRUPTED, CommandParser, agent_path,
 from toolagent_pl.drawing import LEGEND, draw, page
 from toolagent_pl.episodes import Episode
 from toolagent_pl.problems.expression import ExpressionError
+from toolagent_pl.saved import check_new
 from toolagent_pl.solver import Solution, Solver
 
 MOST_DRAWN = 1000  # expressions on a page
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object for each expression, a line each")
     parser.add_argument("--html", metavar="FILE", help="also write a page in which to step through the plans")
+    parser.add_overwrite()
     parser.add_ckpt_path()
     return parser
 
@@ -74,6 +76,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _solve(options: argparse.Namespace) -> int:
     try:
+        if options.html and not options.overwrite:
+            check_new("html", [Path(options.html).expanduser()])
         solver = Solver.from_checkpoint(agent_path(options))
     except (ValueError, OSError) as error:
         return failed(error)
