@@ -16,6 +16,7 @@ from toolagent_pl.statistics import Interval
 
 COLORS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a")
 MOST_SHAPES = 24
+LEAST_TOKENS = 17  # that a picture of an episode is wide
 
 
 def learning_curves(
@@ -85,9 +86,10 @@ def tools_by_step(rollouts: Sequence[Rollout], env: Env) -> Figure:
 
 
 def episode(rollout: Rollout, env: Env, row: int = 0, room: tuple[int, int] | None = None) -> Figure:
-    """One episode as a drawing: a line for each call, with the prompt, the places reported, and what tools hold.
+    """One episode as a drawing: each call with the accumulator after it, and below it the prompt and places reported.
 
-    An episode that goes on ends with what there is before its next call.
+    An episode that goes on ends with what there is before its next call. Narrow and tall, since TensorBoard shows
+    pictures in columns some 300 pixels wide.
 
     Args:
         room: For how many tokens and lines there is room, for pictures of one size; just enough without it.
@@ -101,31 +103,28 @@ def episode(rollout: Rollout, env: Env, row: int = 0, room: tuple[int, int] | No
     places = one.observations.places[:, 0]  # [T, P]
     goes_on = len(names) < len(places) and not bool(one.terminated | one.truncated)
     tokens, lines = room or (len(prompt), len(names) + goes_on)
-    width = max(tokens, 4)
-    figure = Figure(figsize=(0.34 * width + 4.2, 0.55 * lines + 1.3), layout="constrained")
+    width = max(tokens, LEAST_TOKENS)
+    figure = Figure(figsize=(0.17 * width, 0.58 * lines + 0.6), layout="constrained")
     axes = figure.subplots()
-    axes.set_xlim(-0.8, width + 11)
-    axes.set_ylim(lines + 0.2, -1.4)
+    axes.set_xlim(-0.7, width - 0.3)
+    axes.set_ylim(lines - 0.4, -0.6)
     axes.axis("off")
-    columns = {"call": width + 1.0, "accumulator": width + 5.5}
-    for title, x in {"prompt": 0.0, **columns}.items():
-        axes.text(x, -0.9, title, weight="bold", va="center")
     for step in range(len(names) + goes_on):
         for x, symbol in enumerate(prompt):
-            axes.text(x, step, symbol, family="monospace", ha="center", va="center", fontsize=11)
+            axes.text(x, step + 0.02, symbol, family="monospace", ha="center", va="center", fontsize=11)
         for i, place in enumerate(places[step].tolist()):
             if place >= 0:
-                axes.plot([place - 0.35, place + 0.35], [step + 0.24 + 0.07 * i] * 2, color=COLORS[i], linewidth=2.4)
+                axes.plot([place - 0.4, place + 0.4], [step + 0.21 + 0.05 * i] * 2, color=COLORS[i], linewidth=2)
         if step == len(names):
             break
         after = states[step + 1]
         value = str(int(after.value[0])) if bool(after.valued[0]) else "-"
-        axes.text(columns["call"], step, names[step], family="monospace", va="center", weight="bold")
-        axes.text(columns["accumulator"], step, value, family="monospace", va="center")
+        said = f"{names[step]}  {value}"
+        axes.text(-0.4, step - 0.34, said, family="monospace", va="center", weight="bold", fontsize=11)
     for i in range(places.shape[1]):
-        axes.plot([], [], color=COLORS[i], linewidth=2.4, label=PLACES[i])
+        axes.plot([], [], color=COLORS[i], linewidth=2, label=PLACES[i])
     if places.shape[1]:
-        axes.legend(loc="upper right", ncols=len(PLACES), fontsize="small", frameon=False, bbox_to_anchor=(1.0, 1.04))
+        figure.legend(loc="outside upper left", ncols=2, fontsize=9, frameon=False, handlelength=1, columnspacing=1)
     return figure
 
 

@@ -4,12 +4,16 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from toolagent_pl import Solver, figures
 from toolagent_pl.agents import Reader
 from toolagent_pl.callbacks import Pictures
 from toolagent_pl.envs import CalculatorEnv
+from toolagent_pl.learning import collect
 from toolagent_pl.module import ToolAgent
+from toolagent_pl.problems import Problems
 from toolagent_pl.problems.datamodule import ProblemDataModule
 
 pytestmark = pytest.mark.usefixtures("pictures")
@@ -43,6 +47,17 @@ def test_now_and_then_on_the_way_too(tmp_path):
 
 def test_a_trial_of_a_few_batches_draws_nothing(tmp_path):
     assert images(tmp_path, Pictures(), fast_dev_run=2) == {}
+
+
+def test_an_episode_of_five_operators_can_be_read_on_a_card_of_tensorboard():
+    """Some 300 pixels wide, as wide as each picture is shown there: letters are at least 10 pixels high."""
+    solver = Solver.from_checkpoint()
+    problems = Problems.from_expressions(["2*(3+4)-(5-(1+2)*3)"])
+    drawn = figures.episode(collect(solver.agent, solver.env, problems), solver.env)
+    shrunk = min(1, 300 / (drawn.get_size_inches()[0] * drawn.dpi))
+    letters = [text for text in drawn.findobj(Text) if text.get_text()]
+    assert {"MUL  14", "ANS  18", "next operand"} <= {text.get_text() for text in letters}
+    assert min(text.get_fontsize() for text in letters) * drawn.dpi / 72 * shrunk > 10
 
 
 @pytest.mark.parametrize("option", ["every_n_epochs", "per_stage"])
