@@ -44,7 +44,7 @@ def writing_alone(folder: Path, option: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=GRACE)
     except Timeout:
-        raise ValueError(f"{option}: got {folder}, where a run is under way; expected another folder") from None
+        raise ValueError(f"{option}: got {folder}, where a run is under way; expected another, or its end") from None
     except NotImplementedError:  # a file system without locks
         pass
     try:
