@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import SHORT, TRAINED
-from toolagent_pl.checkpoint_io import _check_storages
+from toolagent_pl.checkpoint_io import AtomicCheckpointIO, CheckpointError, _check_storages
 from toolagent_pl.cli import main
 
 COMMANDS = ["fit", "validate", "test", "predict"]
@@ -208,3 +208,12 @@ def test_going_on_does_not_delete_what_a_checkpoint_names(checkpoint):
 def test_stages_that_are_not_those_of_the_checkpoint_are_named(capsys, trained, command):
     line = refusal(capsys, command, str(trained / "checkpoints" / "last.ckpt"), "--data.stages=[T0]")
     assert "data.stages: got ['T0'], expected ['T0', 'T1', 'T2'] as in the checkpoint" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_a_full_disk_is_named():
+    Path(".last.ckpt.unfinished").symlink_to("/dev/full")
+    with pytest.raises(
+        CheckpointError, match=r"^checkpoint: cannot write last.ckpt \(No space left on device\); there is"
+    ):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(1000)}, "last.ckpt")

@@ -384,6 +384,29 @@ def test_validate_and_test_report_accuracies_of_a_checkpoint(capsys, trained):
         assert re.search(rf"T1 +{tried} +[\d,]+ +[\d.]+%", table), table
 
 
+def test_other_commands_take_the_configuration_of_the_checkpoint_and_leave_no_folder(capsys):
+    main(
+        [
+            "fit",
+            *SMALL,
+            "--data.stages=[E1]",
+            "--model.agent=Reader",
+            "--model.env.max_steps=auto",
+            "--data.test_problems=9",
+        ]
+    )
+    for command in ("test", "predict"):
+        main([command, "--ckpt_path=last", "--trainer.accelerator=cpu"])
+    main(["validate", "--ckpt_path=last", "--trainer.accelerator=cpu", "--data.stages=[E1,E2]"])
+    told = capsys.readouterr().out
+    assert re.search(r"E1 +[\d,]+ .*(all there are|held-out ones) *\n", told)
+    assert re.search(r"E2 +[\d,]+ .*, unseen *\n", told)
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    assert sorted(path.name for path in Path("lightning_logs/version_0/checkpoints").iterdir()) == [
+        ".lock", "last.ckpt", "last.predictions.jsonl"
+    ]  # fmt: skip
+
+
 def test_the_table_counts_what_was_tried(capsys):
     main(["fit", *SMALL, "--data.stages=[T0,{name: big, operators: 1}]", "--data.test_problems=70"])
     table = " ".join(capsys.readouterr().out.split("Final greedy agent")[1].split())

@@ -180,10 +180,14 @@ def test_told_to_stop_it_saves_and_goes_on_later(tmp_path, uninterrupted, number
     wait_for_step(tmp_path, 14, process)
     told = time.monotonic()
     process.send_signal(number)
-    process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=20)
     assert time.monotonic() - told < 5
     assert process.returncode == 128 + number
-    finish(tmp_path, "--ckpt_path=last")
+    saved, words = output.splitlines()[-1].split(". To go on: python -m toolagent_pl ")
+    assert saved == f"Stopped; all is saved in {last(tmp_path).relative_to(tmp_path)}"
+    process = Forked(tmp_path, words.split())
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     assert same(last(tmp_path), last(uninterrupted))
 
 

@@ -134,6 +134,9 @@ def test_steps_go_on_with_more_steps(tmp_path, monkeypatch, whole):
         run(directory, monkeypatch, *steps(number), "--ckpt_path=auto")
     seconds = [path.name.split(".")[3] for path in directory.rglob("events.out.tfevents.*")]
     assert len(set(seconds)) == len(seconds) >= 5  # TensorBoard reads them by name: of one second, in any order
+    events = read(checkpoint_of(directory).parent.parent)
+    assert min(event.value for event in events.Scalars("throughput/tokens_per_second")) > 20
+    assert len(events.Scalars("hp/solved")) == 1
     assert difference(end_of(directory), whole[0]) is None
     assert curves(directory) == whole[1]
 

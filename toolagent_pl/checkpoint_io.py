@@ -1,6 +1,7 @@
 """Checkpoint files that are whole or not there, and that run no code when they are read."""
 
 import copy
+import io
 import os
 import warnings
 import zipfile
@@ -236,17 +237,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         unfinished = path.with_name(f".{path.name}.unfinished")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            content = io.BytesIO()  # PyTorch does not say what is wrong with a file
+            torch.save(checkpoint, content)
             with unfinished.open("wb") as file:
-                torch.save(checkpoint, file)
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut could leave the new name with the content of neither
             unfinished.replace(path)
-        except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as RuntimeError
+        except OSError as error:
             with suppress(OSError):
                 unfinished.unlink()
             kept = "the one before it is intact" if path.exists() else "there is none before it"
-            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-            raise CheckpointError(f"checkpoint: cannot write {path} ({reason}); {kept}") from error
+            raise CheckpointError(f"checkpoint: cannot write {path} ({error.strerror}); {kept}") from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None

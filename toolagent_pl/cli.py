@@ -1,15 +1,18 @@
 """The command line of Lightning: ``python -m toolagent_pl fit | validate | test | predict``."""
 
+import argparse
 import difflib
+import json
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,6 +57,7 @@ from toolagent_pl.configuration import (
     check_groups,
     check_options_of_classes,
     check_parts,
+    load_yaml,
 )
 from toolagent_pl.messages import names_option, one_line, with_accepted
 from toolagent_pl.metrics import result_metrics
@@ -63,6 +67,8 @@ from toolagent_pl.process import keep_freed_memory, threads_for
 from toolagent_pl.ranks import check_meeting_place, ending_with_parent, wait_for_ranks
 from toolagent_pl.report import print_report, print_table
 from toolagent_pl.resuming import check_settings, settings_of
+from toolagent_pl.run_folder import take_next, writing_alone
+from toolagent_pl.saved import configuration_of
 from toolagent_pl.tools import TOOLS
 from toolagent_pl.torchrun import check_restarts, meet_again
 from toolagent_pl.trainer_options import check_monitor, check_optimizer, check_trainer_options, shown
@@ -167,18 +173,20 @@ class LogConfig(SaveConfigCallback):
     """Saves the configuration of a run as a file in its directory, and among TensorBoard's hyper-parameters.
 
     Attributes:
-        folder: Directory of the run. Without a logger Lightning would write into the working directory, over what is
-            there.
+        folder: Directory of the run, None if it has none. Without a logger Lightning would write into the working
+            directory, over what is there.
     """
 
-    folder: Path
+    folder: Path | None = None
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it, and hand it to the loggers."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # One file: for several it would change the working directory, in which TensorBoard's thread writes meanwhile.
-        file = self.folder / self.config_filename
-        self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=False)
+        begins = False
+        if self.folder is not None:
+            file = self.folder / self.config_filename
+            begins = not file.exists()
+            # One: for several it would change the working directory, in which TensorBoard's thread writes meanwhile.
+            self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=False)
         flat = {
             key: value if isinstance(value, int | float | str) else str(value)
             for key, value in vars(self.config.clone().as_flat()).items()
@@ -186,8 +194,8 @@ class LogConfig(SaveConfigCallback):
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):  # it shows hyper-parameters beside a metric, or not at all
-                # Again when a run goes on: it may have been killed before the file was written.
-                logger.log_hyperparams(flat, {SOLVED: 0.0} if stage == "fit" else None)
+                logger.log_hyperparams(flat, {SOLVED: 0.0} if stage == "fit" and begins else None)
+                logger.save()  # now: it is not logged again where a run that was killed goes on
             else:
                 logger.log_hyperparams(flat)
 
@@ -259,8 +267,9 @@ class ToolAgentCLI(LightningCLI):
         """Parse, and look at the checkpoint before anything is built."""
         words = sys.argv[1:] if args is None else args
         try:
+            words = self._with_configuration(words)
             allow_own_modules(words)
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args(words)
             options = self.config[self.config.subcommand]
             check_groups(words, GROUPS)
             check_parts(options)
@@ -300,6 +309,28 @@ class ToolAgentCLI(LightningCLI):
         elif self.config.subcommand != "fit":
             parser.error("ckpt_path: got none, expected the path of a checkpoint, or last")
 
+    def _with_configuration(self, words: list[str]) -> list[str]:
+        """Words of ``validate``, ``test`` or ``predict`` with the configuration of the checkpoint, if they have none.
+
+        It says what the agent is, and its problems; how the run was trained, and on what, is left out.
+        """
+        if not words or words[0] not in ("validate", "test", "predict"):
+            return words
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for option in ("config", "ckpt_path", "checkpoint.dirpath", "trainer.default_root_dir"):
+            parser.add_argument(f"--{option}", nargs="?")
+        given = vars(parser.parse_known_args(words)[0])
+        path = given["ckpt_path"]
+        if path in ("last", "auto"):
+            path = _newest(given["trainer.default_root_dir"], given["checkpoint.dirpath"])
+        file = configuration_of(Path(path).expanduser()) if path and given["config"] is None else None
+        if file is None:
+            return words
+        config = load_yaml(file.read_text(encoding="utf-8"))
+        kept = {name: config[name] for name in ("seed_everything", "model", "data")}
+        kept["model"].pop("weights", None)  # where the run began
+        return [words[0], f"--config={json.dumps(kept)}", *words[1:]]
+
     def _check_folders(self, options: Namespace) -> None:
         """Refuse places where nothing can be written, before anything is done."""
         places = [
@@ -323,14 +354,13 @@ class ToolAgentCLI(LightningCLI):
 
         Each rank looks for itself. No rank trains, and so none saves, before all of them have looked.
         """
-        root, pattern = _runs(options), f"version_*/checkpoints/{LAST}"
-        if options.checkpoint.dirpath:
-            root, pattern = Path(options.checkpoint.dirpath).expanduser(), LAST
-        found = sorted(root.glob(pattern), key=lambda path: path.stat().st_mtime)
-        if not found and (options.ckpt_path == "last" or self.config.subcommand != "fit"):
-            expected = pattern.removeprefix("version_*/")
-            self.parser.error(f"ckpt_path: got {options.ckpt_path}, expected a run with {expected} in {root}")
-        return str(found[-1]) if found else None
+        dirpath = options.checkpoint.dirpath
+        found = _newest(options.trainer.default_root_dir, dirpath)
+        if found is None and (options.ckpt_path == "last" or self.config.subcommand != "fit"):
+            runs = _runs(options.trainer.default_root_dir)
+            expected = f"{LAST} in {dirpath}" if dirpath else f"checkpoints/{LAST} in {runs}"
+            self.parser.error(f"ckpt_path: got {options.ckpt_path}, expected a run with {expected}")
+        return found
 
     def _check_checkpoint(self, path: str) -> None:
         if not os.path.isfile(path):
@@ -379,9 +409,8 @@ class ToolAgentCLI(LightningCLI):
             kwargs["enable_progress_bar"] = terminal
         if options.default_root_dir is not None:
             kwargs["default_root_dir"] = os.fspath(Path(options.default_root_dir).expanduser())
-        run = self._run_directory()
         if options.logger in (None, True):
-            kwargs["logger"] = self._logger(run)
+            kwargs["logger"] = False  # it comes with the folder of the run
         if options.accelerator == "auto" and not torch.cuda.is_available():
             kwargs["accelerator"] = "cpu"  # Lightning would take an Apple GPU, which has no numbers of 64 bits
         if options.profiler is None:
@@ -391,37 +420,54 @@ class ToolAgentCLI(LightningCLI):
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Checkpoint):
-                callback.dirpath = callback.dirpath or run / "checkpoints"
-            elif isinstance(callback, LogConfig):
-                callback.folder = run
-            elif isinstance(callback, StopWhenSolved):
+            if isinstance(callback, StopWhenSolved):
                 self.solved = callback
         return trainer
 
-    def _run_directory(self) -> Path:
-        """``lightning_logs/version_N`` below the root directory, whatever the logger.
+    @contextmanager
+    def _own_folder(self) -> Iterator[None]:
+        """Take ``lightning_logs/version_N`` below the root directory, whatever the logger, for what is written there.
 
-        It is that of the run to go on with, or the next that is not there.
+        It is that of the run to go on with, or the next, which the first rank makes; the others hear of it where the
+        loggers and ``Checkpoint`` are set up.
+
+        Raises:
+            ValueError: If another run writes there.
         """
-        options = self.config_init[self.subcommand]
-        root, path = _runs(options), Path(options.ckpt_path or "").resolve()
-        if options.ckpt_path and self.subcommand == "fit" and path.parent.parent.parent == root.resolve():
-            return root / path.parent.parent.name
-        taken = [int(path.name[8:]) for path in root.glob("version_*") if path.name[8:].isdigit()]
-        return root / f"version_{max(taken, default=-1) + 1}"
+        options, trainer = self.config_init[self.subcommand], self.trainer
+        fits = self.subcommand == "fit"
+        if trainer.fast_dev_run or not (fits or options.trainer.logger is True):  # type: ignore[attr-defined]
+            yield
+            return
+        root, path = _runs(options.trainer.default_root_dir), Path(options.ckpt_path or "").resolve()
+        goes_on = bool(options.ckpt_path) and fits and path.parent.parent.parent == root.resolve()
+        run = root / path.parent.parent.name if goes_on else take_next(root) if trainer.is_global_zero else root
+        with ExitStack() as stack:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, LogConfig):
+                    callback.folder = run
+                elif isinstance(callback, Checkpoint):
+                    option = "checkpoint.dirpath" if callback.dirpath else "ckpt_path"
+                    callback.dirpath = callback.dirpath or run / "checkpoints"
+                    if fits and trainer.is_global_zero:
+                        stack.enter_context(writing_alone(callback.dirpath, option))
+                        self._check_dirpath()  # a run that began with this one may be over
+            if options.trainer.logger in (None, True):
+                trainer.logger = self._logger(run, batches_seen(self.checkpoint) if goes_on else None)
+            yield
 
-    def _logger(self, run: Path) -> TensorBoardLogger:
+    def _logger(self, run: Path, step: int | None) -> TensorBoardLogger:
         """Curves in the directory of the run.
 
         What was logged after a checkpoint is logged again on going on from it: TensorBoard drops the old points.
         It reads files in the order of their names, which begin with the second of their making: one that is made in
         the same second as another may come before it, and points of both would be lost.
+
+        Args:
+            step: Of the checkpoint that the run goes on from.
         """
-        resumed = self.subcommand == "fit" and run.is_dir()
         if any(run.glob(f"events.out.tfevents.{int(time.time())}.*")):
             time.sleep(1 - time.time() % 1)
-        step = batches_seen(self.checkpoint) if resumed else None
         return TensorBoardLogger(
             run.parent.parent, run.parent.name, version=run.name, default_hp_metric=False, purge_step=step
         )
@@ -433,13 +479,18 @@ class ToolAgentCLI(LightningCLI):
             self.check_run(subcommand)
             check_restarts()
             check_meeting_place(self.trainer.world_size)
-            meet_again(self.trainer.strategy)
             batch = data.batch_size // self.trainer.world_size if subcommand == "fit" else data.eval_batch_size
-            with threads_for(batch):
+            with self._own_folder(), threads_for(batch):
+                meet_again(self.trainer.strategy)
                 super()._run_subcommand(subcommand)
             failed = False
         except Exception as error:
             self._end(error)
+        except SystemExit as stopped:
+            told = isinstance(stopped.code, int) and stopped.code > 128
+            if told and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self.after_stop()
+            raise
         finally:
             launcher = self.trainer.strategy.launcher
             if isinstance(launcher, _SubprocessScriptLauncher):
@@ -555,10 +606,20 @@ class ToolAgentCLI(LightningCLI):
         if self.trainer.is_global_zero:
             print_report(self.model, results)
 
+    def after_stop(self) -> None:
+        """Say what a run that was told to stop has saved, and how to go on with it."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        (path,) = (callback.last_path for callback in callbacks if isinstance(callback, Checkpoint))
+        folder = next(callback.folder for callback in callbacks if isinstance(callback, LogConfig) and callback.folder)
+        words = shlex.join(["fit", f"--config={folder / 'config.yaml'}", f"--ckpt_path={path}"])
+        print(f"Stopped; all is saved in {path}. To go on: python -m toolagent_pl {words}", flush=True)
+
     def after_test(self) -> None:
         """Print how many problems of each stage were tried, and were right."""
         if self.trainer.is_global_zero:
-            print_table(self.model, self.model.last_results)
+            stages = check_origin(self.checkpoint).get("stages")
+            trained = stages if isinstance(stages, list) else None
+            print_table(self.model, self.model.last_results, trained=trained)
 
     after_validate = after_test
 
@@ -591,9 +652,16 @@ def _can_hold_files(folder: Path) -> bool:
         return False
 
 
-def _runs(options: Namespace) -> Path:
-    """Where all runs are."""
-    return Path(options.trainer.default_root_dir or ".").expanduser() / LOG_NAME
+def _runs(root: str | None) -> Path:
+    """Where all runs below a root directory are."""
+    return Path(root or ".").expanduser() / LOG_NAME
+
+
+def _newest(root: str | None, dirpath: str | None) -> str | None:
+    """The newest ``last.ckpt`` of the runs below the root directory, or the one in ``dirpath``; None without one."""
+    found = [Path(dirpath).expanduser() / LAST] if dirpath else _runs(root).glob(f"version_*/checkpoints/{LAST}")
+    there = [path for path in found if path.is_file()]
+    return str(max(there, key=lambda path: path.stat().st_mtime)) if there else None
 
 
 def main(

@@ -30,14 +30,21 @@ def print_report(module: ToolAgent, results: Sequence[StageResult]) -> None:
     print_table(module, results, "Final greedy agent")
 
 
-def print_table(module: ToolAgent, results: Sequence[StageResult], title: str = "Greedy agent") -> None:
+def print_table(
+    module: ToolAgent,
+    results: Sequence[StageResult],
+    title: str = "Greedy agent",
+    trained: Sequence[str] | None = None,
+) -> None:
     """Print accuracies and plan lengths of each stage.
 
     Args:
         results: Of a test or a validation.
         title: Above the table.
+        trained: Names of the stages that the agent was trained on; None for those of the module.
     """
-    trained = set(module.stages.names[: module.trained_stages])
+    if trained is None:
+        trained = module.stages.names[: module.trained_stages]
     shaped = type(module.reward) is not OutcomeReward
     table = Table("stage", box=box.SIMPLE_HEAD, title=title, title_justify="left")
     # Headings of two lines, and short notes: a row is one line of a terminal of 80 columns.

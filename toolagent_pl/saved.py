@@ -140,6 +140,12 @@ def newest_checkpoint() -> Path:
     return found[-1]
 
 
+def configuration_of(checkpoint: Path) -> Path | None:
+    """The ``config.yaml`` of the run that a checkpoint is of, one folder above it or beside it; None without one."""
+    places = [folder / "config.yaml" for folder in (checkpoint.parent.parent, checkpoint.parent)]
+    return next((place for place in places if place.is_file()), None)
+
+
 def _line(error: Exception) -> str:
     """An error as part of a line."""
     text = " ".join(str(error).split())
@@ -245,10 +251,9 @@ def _read_checkpoint(path: Path) -> SavedAgent:
     from toolagent_pl.checkpoint_io import AtomicCheckpointIO, check_origin
     from toolagent_pl.configuration import load_yaml
 
-    places = [folder / "config.yaml" for folder in (path.parent.parent, path.parent)]
-    file = next((place for place in places if place.is_file()), None)
+    file = configuration_of(path)
     if file is None:
-        raise ValueError(f"ckpt_path: got {path}, expected the config.yaml of its run in {places[0].parent}")
+        raise ValueError(f"ckpt_path: got {path}, expected the config.yaml of its run in {path.parent.parent}")
     checkpoint = AtomicCheckpointIO().load_checkpoint(path)
     header = check_origin(checkpoint)
     try:

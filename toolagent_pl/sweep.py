@@ -24,6 +24,7 @@ from toolagent_pl.cli import main as command_line
 SCORE = "hp/score"  # beside the hyper-parameters in TensorBoard
 LIMITS = {"low", "high", "log", "step"}
 BEST, JOURNAL = "best.yaml", "study.journal"
+FIRST = b'{"op_code":'  # how a journal begins
 STUDY = "sweep"
 CONFIG, ERROR, SETTINGS = "config", "error", "settings"  # attributes of a trial, of a trial that failed, of the study
 HOST, PROCESS, SEEN = "host", "process", "seen"  # attributes of a trial: who runs it, and when it was last seen
@@ -224,11 +225,32 @@ class Sweep:
         if before not in (None, settings):
             changed = [key for key, value in settings.items() if before.get(key) != value]
             raise ValueError(f"storage: got {place} of a sweep with another {changed[0]}, expected another directory")
+        self.check_best(study)
         return study
+
+    def check_best(self, study: optuna.Study) -> None:
+        """Refuse a directory whose ``best.yaml`` is something else than this sweep has written.
+
+        Raises:
+            ValueError: If it is.
+        """
+        file = self.root / BEST
+        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if file.exists() and file.read_bytes() not in {self.best_yaml(trial).encode() for trial in done}:
+            raise ValueError(f"directory: got {self.root}, whose {BEST} is not of this sweep; expected another")
+
+    def best_yaml(self, trial: FrozenTrial) -> str:
+        """What is written of a trial if it is the best one."""
+        line = f"# Trial {trial.number} of a sweep: {self.score} of {self.metric} is {trial.value}.\n"
+        return line + trial.user_attrs.get(CONFIG, "")
 
 
 def _mend(path: str) -> None:
-    """Drop half a line that a process left when it was killed: what is written behind it could not be read."""
+    """Drop half a line that a process left when it was killed: what is written behind it could not be read.
+
+    Raises:
+        ValueError: If the file is something else than a journal, of which not a byte is dropped.
+    """
     file = Path(path)
     if not file.is_file():
         return
@@ -237,6 +259,8 @@ def _mend(path: str) -> None:
     try:
         with file.open("rb+") as journal:
             text = journal.read()
+            if not text.startswith(FIRST[: len(text)]):
+                raise ValueError("it is something else")
             if not text.endswith(b"\n"):
                 journal.truncate(text.rfind(b"\n") + 1)
     finally:
@@ -266,7 +290,7 @@ class LogTrial(LogConfig):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it, and hand it to the loggers."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        assert self.folder is not None
         config = self.config.clone()
         config.trainer.default_root_dir = config.trainer.enable_progress_bar = None  # they are those of the sweep
         text = self.parser.dump(config, skip_none=False)
@@ -338,6 +362,9 @@ class TrialCLI(ToolAgentCLI):
         """Show in TensorBoard what the trial came to."""
         for logger in self.trainer.loggers:
             logger.log_metrics({SCORE: self.report.score}, self.model.batches_seen)
+
+    def after_stop(self) -> None:
+        """Say nothing: the sweep is gone on with, not the trial."""
 
 
 def run_trials(sweep: Sweep, study: optuna.Study, progress: Callable[[int, int, float], None]) -> Iterator[FrozenTrial]:
@@ -440,9 +467,9 @@ def _write_best(sweep: Sweep, study: optuna.Study) -> None:
     """Write the configuration of the best trial so far, if there is one."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if done and CONFIG in (best := study.best_trial).user_attrs:
-        text = f"# Trial {best.number} of a sweep: {sweep.score} of {sweep.metric} is {best.value}.\n"
-        written = sweep.root / f"{BEST}.{os.getpid()}"
-        written.write_text(text + best.user_attrs[CONFIG], encoding="utf-8")
+        sweep.check_best(study)
+        written = sweep.root / f".{BEST}.{os.getpid()}"
+        written.write_bytes(sweep.best_yaml(best).encode())
         os.replace(written, sweep.root / BEST)  # never half of it
 
 

@@ -33,6 +33,13 @@ def test_a_row_for_each_validation():
     assert all(0 <= one <= 1 for one in accuracy)
 
 
+def test_it_goes_on_in_the_middle_of_an_epoch():
+    main([*OPTIONS, "--trainer.max_epochs=-1", "--trainer.max_steps=3"])
+    main([*OPTIONS, "--trainer.max_epochs=3", "--ckpt_path=last"])
+    assert len(written()["curve"]) == 3
+    assert written()["curve"][-1][1] < 60  # seconds
+
+
 def test_training_ends_when_the_budget_is_spent_or_all_is_solved():
     main([*OPTIONS, "--trainer.max_epochs=9", "--trainer.callbacks.tokens=400"])
     curve = written()["curve"]

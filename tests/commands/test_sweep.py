@@ -222,6 +222,21 @@ def test_another_sweep_is_not_gone_on_with(capsys):
     )
 
 
+def test_files_that_are_not_its_own_are_left_alone(capsys):
+    Path("notes").write_text("mine, and without an end of line")
+    assert "storage: got notes, expected a file or database of a sweep" in refused(
+        capsys, configuration(), "--storage=notes"
+    )
+    assert Path("notes").read_text() == "mine, and without an end of line"
+    best = Path("sweep/best.yaml")
+    best.parent.mkdir(exist_ok=True)
+    best.write_text("mine")
+    assert "directory: got sweep, whose best.yaml is not of this sweep; expected another" in refused(
+        capsys, configuration()
+    )
+    assert best.read_text() == "mine"
+
+
 def test_without_optuna_there_is_one_line(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert refused(capsys, configuration()) == (

@@ -39,6 +39,8 @@ class LearningCurve(Callback):
         assert isinstance(pl_module, ToolAgent)
         self._new += int(pl_module.actions_taken)
 
+    on_train_start = on_train_epoch_start  # a run that goes on in the middle of an epoch does not begin it
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
         if not trainer.sanity_checking:

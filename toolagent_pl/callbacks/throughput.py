@@ -40,7 +40,7 @@ class Throughput(Callback):
         """Time counts from here."""
         self._since = time.perf_counter()
 
-    on_validation_end = on_train_epoch_start
+    on_train_start = on_validation_end = on_train_epoch_start  # a run that goes on in an epoch does not begin it
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Problems, batch_idx: int

@@ -47,8 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         for logger in loggers:
             logger.setLevel(logging.WARNING)
         with warnings.catch_warnings():
-            for message in ("smaller than the logging interval", "args parameter is intended to run from within"):
-                warnings.filterwarnings("ignore", message=f".*{message}")
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
             return _run(Sweep(**{key: value for key, value in options.as_dict().items() if key != "config"}))
     except ValueError as error:
         if type(error) is not ValueError:
