@@ -31,7 +31,7 @@ def vector(num_envs=6, **options):
 
 def assert_same(one, other, where=""):
     """The same structure, types and numbers."""
-    if isinstance(other, tuple):
+    if isinstance(other, tuple | list):
         assert_same(dict(enumerate(one)), dict(enumerate(other)), where)
     elif isinstance(other, dict):
         assert set(one) == set(other), where
@@ -210,9 +210,9 @@ def test_pictures_show_what_was_called_and_have_one_size():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"feedback": "all"}, "feedback: got all, expected none, flags, position, spans"),
-        ({"max_steps": 2}, "max_steps: got 2, expected at least 3"),
-        ({"stages": ["T9"]}, "data.stages: got unknown 'T9'"),
+        ({"feedback": "all"}, "^feedback: got all, expected none, flags, position, spans"),
+        ({"max_steps": 2}, "^max_steps: got 2, expected at least 3"),
+        ({"stages": ["T9"]}, "^stages: got unknown 'T9'"),
         ({"render_mode": "human"}, "render_mode: got human, expected ansi or rgb_array"),
         ({"num_envs": 0}, "num_envs: got 0, expected at least 1"),
         ({"autoreset_mode": "Never"}, "autoreset_mode: got Never, expected NextStep, SameStep, Disabled"),
