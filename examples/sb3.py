@@ -16,7 +16,7 @@ from toolagent_pl.gym import ID
 from toolagent_pl.sb3 import BatchVecEnv
 
 TASK: dict[str, Any] = {"stages": ["T0"]}
-ENVS, STEPS = 64, 64
+ENVS, STEPS = 256, 16
 
 
 def accuracy(model: PPO | MaskablePPO, task: dict[str, Any] = TASK, problems: int = 1000) -> float:
