@@ -20,14 +20,13 @@ from benchmarks.environment import DOCUMENT, arguments_of, run_fit, started, war
 TASKS = {"T0": ["T0"], "T0 to T2": ["T0", "T1", "T2"], "E2": ["E2"]}
 OURS, PPO, MASKABLE_PPO = "this project", "PPO", "MaskablePPO"
 SOLVED, HELD_OUT = 0.99, 1000
-MOST_TOKENS = 5_000_000  # after which this project gives up
 OPTIONS = ["--data.unseen=[]", "--curriculum.stages=null", "--curriculum.ent_targets=null", "--polish.at=null"]
 OPTIONS += ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.max_epochs=-1", "--data.test_problems=1"]
 OPTIONS += ["--data.batches_per_epoch=1", f"--data.val_problems={HELD_OUT}"]
 
 
-def stable_baselines(name: str, stages: Sequence[str], seconds: float, seed: int) -> dict[str, Any]:
-    """Tokens, CPU seconds and accuracy when an algorithm is done, or its time is over."""
+def stable_baselines(name: str, stages: Sequence[str], tokens: int, seed: int) -> dict[str, Any]:
+    """Tokens, CPU seconds and accuracy when an algorithm is done, or has had so many tokens."""
     import sb3_contrib
     import stable_baselines3
 
@@ -37,7 +36,7 @@ def stable_baselines(name: str, stages: Sequence[str], seconds: float, seed: int
     algorithm = stable_baselines3.PPO if name == PPO else sb3_contrib.MaskablePPO
     model = untrained(task, seed, algorithm)
     spent, right = 0.0, 0.0
-    while right < SOLVED and spent < seconds:
+    while right < SOLVED and model.num_timesteps < tokens:
         start = time.process_time()
         model.learn(1, reset_num_timesteps=False)  # one rollout
         spent += time.process_time() - start
@@ -45,16 +44,16 @@ def stable_baselines(name: str, stages: Sequence[str], seconds: float, seed: int
     return {"tokens": model.num_timesteps, "seconds": spent, "accuracy": right}
 
 
-def fit(stages: Sequence[str], seed: int, patience: float) -> dict[str, Any]:
+def fit(stages: Sequence[str], tokens: int, seed: int, patience: float) -> dict[str, Any]:
     """The same of this project, by its validation, in a process of its own."""
     words = [*OPTIONS, f"--data.stages=[{','.join(stages)}]", f"--seed_everything={seed}"]
-    curve = {"path": DOCUMENT, "solved": SOLVED, "tokens": MOST_TOKENS}
+    curve = {"path": DOCUMENT, "solved": SOLVED, "tokens": tokens}
     done, document = run_fit(words, "toolagent_pl.callbacks.LearningCurve", curve, patience, threads=1)
     if document is None:
         raise RuntimeError(done.error)
     points = [(tokens, spent, sum(right) / len(right)) for tokens, spent, *right in document["curve"]]
-    tokens, spent, right = next((point for point in points if point[2] >= SOLVED), points[-1])
-    return {"tokens": tokens, "seconds": spent, "accuracy": right, "others": done.others}
+    used, spent, right = next((point for point in points if point[2] >= SOLVED), points[-1])
+    return {"tokens": used, "seconds": spent, "accuracy": right, "others": done.others}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.names:
             for seed in options.seeds:
                 if name == OURS:
-                    found = fit(TASKS[task], seed, options.patience)
+                    found = fit(TASKS[task], options.most_tokens[0], seed, options.patience)
                 else:
-                    found = stable_baselines(name, TASKS[task], options.seconds, seed)
+                    found = stable_baselines(name, TASKS[task], options.most_tokens[1], seed)
                 rows.append({"task": task, "name": name, "seed": seed, **found})
                 reached = found["accuracy"] >= SOLVED
                 seconds = f"{found['seconds']:,.1f}" if reached else f"not in {found['seconds']:,.0f}"
@@ -95,7 +94,8 @@ def _parser() -> Any:
     )
     parser.add_argument("--names", choices=names, nargs="+", default=names, metavar="NAME", help="what learns")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to learn with")
-    parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds after which SB3 gives up")
+    most = "tokens after which this project, and Stable-Baselines3, give up"
+    parser.add_argument("--most_tokens", type=int, nargs=2, default=[5_000_000, 400_000], help=most)
     return parser
 
 
