@@ -39,14 +39,14 @@ def untrained(task: dict[str, Any] = TASK, seed: int = 0, algorithm: Any = Maska
     return algorithm("MultiInputPolicy", env, **settings, seed=seed, device="cpu")
 
 
-def train(steps: int = 20480, seed: int = 0) -> MaskablePPO:
+def train(steps: int = 16384, seed: int = 0) -> MaskablePPO:
     """A policy that has taken so many steps."""
     return untrained(seed=seed).learn(steps)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20480)
+    parser.add_argument("--steps", type=int, default=16384)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -34,7 +34,7 @@ from toolagent_pl.randomness import Purpose, random_below, random_bits
 from toolagent_pl.tools import PADDING, TOOLS, Token, Tool, find_tools
 
 ID = "toolagent_pl/Calculator-v0"
-RENDER_MODES = ("ansi", "rgb_array")
+METADATA: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2}
 BITS_OF_NUMBERS = 55  # of problems; those of an environment's sequence follow one another from anywhere among them
 LARGEST_SEED = 2**62
 PROBLEMS_AT_ONCE = 128  # that a single environment makes: one alone takes nearly as long
@@ -230,7 +230,7 @@ class VectorTask(VectorEnv[Arrays, np.ndarray, np.ndarray]):
         if mode is None:
             raise ValueError(f"autoreset_mode: got {autoreset_mode}, expected {', '.join(modes)}")
         self.num_envs, self.render_mode = num_envs, _checked_mode(render_mode)
-        self.metadata = {**Calculator.metadata, "autoreset_mode": mode}
+        self.metadata = {**METADATA, "autoreset_mode": mode}
         self._task, self._env = task, task.env
         self.action_names, self._actions = task.action_names, len(task.tokens)
         self.single_observation_space = task.observation_space
@@ -410,7 +410,7 @@ class Calculator(gymnasium.Env[Arrays, np.int64]):
         ValueError: If an option is out of range.
     """
 
-    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}
+    metadata = METADATA
 
     def __init__(self, stages: Stated = ("T0", "T1", "T2"), *, render_mode: str | None = None, **options: Any) -> None:
         self.render_mode = _checked_mode(render_mode)
@@ -504,8 +504,8 @@ class Calculator(gymnasium.Env[Arrays, np.int64]):
 
 
 def _checked_mode(render_mode: str | None) -> str | None:
-    if render_mode not in (None, *RENDER_MODES):
-        raise ValueError(f"render_mode: got {render_mode}, expected {' or '.join(RENDER_MODES)}, or None")
+    if render_mode not in (None, *METADATA["render_modes"]):
+        raise ValueError(f"render_mode: got {render_mode}, expected {' or '.join(METADATA['render_modes'])}, or None")
     return render_mode
 
 
