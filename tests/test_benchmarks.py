@@ -67,11 +67,12 @@ def test_jax_does_the_same_work():
 def test_stable_baselines_learns_the_same_task(tmp_path):
     pytest.importorskip("sb3_contrib")
     output = tmp_path / "sb3.json"
-    assert sb3.main(["--tasks", "T0", "--seconds", "0.1", "--patience", "0", "--output", str(output)]) == 0
-    ours, theirs = json.loads(output.read_text())["results"]
+    words = ["--tasks", "T0", "--seeds", "0", "--most_tokens", "1000000", "1", "--patience", "0"]
+    assert sb3.main([*words, "--output", str(output)]) == 0
+    ours, *theirs = json.loads(output.read_text())["results"]
     assert ours["accuracy"] >= sb3.SOLVED
-    assert theirs["tokens"] == sb3.STEPS
-    assert 0 < theirs["accuracy"] <= 1
+    assert [one["name"] for one in theirs] == ["PPO", "MaskablePPO"]
+    assert all(0 < one["tokens"] < ours["tokens"] and 0 <= one["accuracy"] <= 1 for one in theirs)
 
 
 def test_fit_and_the_bare_loop_do_the_same_work(tmp_path):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -13,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from toolagent_pl.gym import ID
+from toolagent_pl.gym import ID, PROBLEMS_AT_ONCE, Calculator
 from toolagent_pl.problems import Stage
 from toolagent_pl.tools import MUL as MUL_TOOL
 from toolagent_pl.tools import SUB as SUB_TOOL
@@ -31,7 +32,7 @@ def vector(num_envs=6, **options):
 
 def assert_same(one, other, where=""):
     """The same structure, types and numbers."""
-    if isinstance(other, tuple):
+    if isinstance(other, tuple | list):
         assert_same(dict(enumerate(one)), dict(enumerate(other)), where)
     elif isinstance(other, dict):
         assert set(one) == set(other), where
@@ -56,11 +57,17 @@ def test_the_checkers_of_gymnasium_and_of_stable_baselines_find_nothing(feedback
     pytest.importorskip("stable_baselines3.common.env_checker").check_env(env.unwrapped)
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_a_batch_is_what_gymnasium_makes_of_single_environments(mode):
-    batch = vector(autoreset_mode=mode)
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        (AutoresetMode.NEXT_STEP, {}),
+        (AutoresetMode.SAME_STEP, {"feedback": "position", "memory_depth": 1, "max_steps": 8}),
+    ],
+)
+def test_a_batch_is_what_gymnasium_makes_of_single_environments(mode, options):
+    batch = vector(autoreset_mode=mode, **options)
     single = gymnasium.make_vec(
-        ID, num_envs=6, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, stages=STAGES
+        ID, num_envs=6, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, stages=STAGES, **options
     )
     assert batch.metadata == single.metadata
     assert batch.observation_space == single.observation_space
@@ -210,9 +217,10 @@ def test_pictures_show_what_was_called_and_have_one_size():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"feedback": "all"}, "feedback: got all, expected none, flags, position, spans"),
-        ({"max_steps": 2}, "max_steps: got 2, expected at least 3"),
-        ({"stages": ["T9"]}, "data.stages: got unknown 'T9'"),
+        ({"feedback": "all"}, "^feedback: got all, expected none, flags, position, spans"),
+        ({"max_steps": 2}, "^max_steps: got 2, expected at least 3"),
+        ({"tools": ["MULL"]}, "^tools: got MULL, expected MUL, ADD, SUB or the path of a Tool"),
+        ({"stages": ["T9"]}, "^stages: got unknown 'T9'"),
         ({"render_mode": "human"}, "render_mode: got human, expected ansi or rgb_array"),
         ({"num_envs": 0}, "num_envs: got 0, expected at least 1"),
         ({"autoreset_mode": "Never"}, "autoreset_mode: got Never, expected NextStep, SameStep, Disabled"),
@@ -244,9 +252,31 @@ def test_to_step_before_a_reset_is_refused():
         vector(2).step(np.array([0, 0]))
 
 
-def test_stages_of_ones_own_and_names_with_the_module():
-    stage = Stage("twice", pattern="a*(b-c)")
-    env = gymnasium.make(f"toolagent_pl.gym:{ID}", stages=[stage], tools=(SUB_TOOL, MUL_TOOL))
+def test_a_step_of_one_environment_takes_less_than_100_microseconds():
+    env = Calculator(["T0", "E5"])
+    env.reset(seed=0)
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        for action in np.random.default_rng(0).integers(0, 6, 300):
+            if any(env.step(action)[2:4]):
+                env.reset()
+        times.append((time.process_time() - start) / 300)
+    assert min(times) < 100e-6
+
+
+def test_one_environment_goes_on_in_its_sequence_of_problems_for_ever():
+    env, other = Calculator(["E5"]), vector(1, stages=["E5"])
+    env.reset(seed=4)
+    other.reset(seed=4)
+    for _ in range(2 * PROBLEMS_AT_ONCE):
+        assert_same(env.reset()[0]["prompt"], other.reset()[0]["prompt"][0])
+
+
+@pytest.mark.parametrize("stage", [Stage("twice", pattern="a*(b-c)"), {"name": "twice", "pattern": "a*(b-c)"}])
+@pytest.mark.parametrize("tools", [(SUB_TOOL, MUL_TOOL), ["SUB", MUL_TOOL]])
+def test_stages_and_tools_of_ones_own_and_names_with_the_module(stage, tools):
+    env = gymnasium.make(f"toolagent_pl.gym:{ID}", stages=[stage], tools=tools)
     assert env.reset(seed=0)[0]["prompt_length"] == 8
     assert env.unwrapped.action_names == ("SUB", "MUL", "ANS", "STO", "RCL")
 

@@ -184,14 +184,14 @@ class Vocabulary:
         return result
 
 
-def find_tools(names: Sequence[str]) -> tuple[Tool, ...]:
-    """Tools by name: MUL, ADD, SUB, or the dotted path of one of your own, as in ``mine.MAX``.
+def find_tools(names: Sequence[str | Tool]) -> tuple[Tool, ...]:
+    """Tools by name: MUL, ADD, SUB, or the dotted path of one of your own, as in ``mine.MAX``; a tool stays itself.
 
     Raises:
         ValueError: If there is no such tool.
     """
     built_in = {tool.name: tool for tool in TOOLS}
-    return tuple(built_in[name] if name in built_in else _imported(name) for name in names)
+    return tuple(name if isinstance(name, Tool) else built_in.get(name) or _imported(name) for name in names)
 
 
 def _imported(path: str) -> Tool:

@@ -6,9 +6,9 @@ follow from these two, for a whole batch and on any device.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,14 +68,16 @@ class Stage:
 BUILT_IN = {s.name: s for s in (Stage("T0", "a*b+c"), Stage("T1", "(a*b+c)-d"), Stage("T2", "(a*b+c)-(d*e)"))}
 
 
-def find_stage(stage: str | Stage) -> Stage:
-    """A stage by name: T0, T1, T2, or E and a number of operators.
+def find_stage(stage: str | Stage | Mapping[str, Any]) -> Stage:
+    """A stage by name: T0, T1, T2, or E and a number of operators; or of these arguments.
 
     Raises:
         ValueError: If there is none of this name.
     """
     if isinstance(stage, Stage):
         return stage
+    if isinstance(stage, Mapping):
+        return Stage(**stage)
     if stage in BUILT_IN:
         return BUILT_IN[stage]
     if match := re.fullmatch(r"E([1-9][0-9]?)", stage):
@@ -90,14 +92,14 @@ class Stages:
     """An ordered list of stages, easiest first, that makes batches mixed from all of them.
 
     Args:
-        stages: Names or stages, each name at most once.
+        stages: Names, stages or their arguments, each name at most once.
         tools: Those that expressions are made of.
 
     Raises:
         ValueError: If a stage is unknown or repeated, cannot be read, or might leave int64; or if there is none.
     """
 
-    def __init__(self, stages: Sequence[str | Stage], tools: Sequence[Tool] = TOOLS) -> None:
+    def __init__(self, stages: Sequence[str | Stage | Mapping[str, Any]], tools: Sequence[Tool] = TOOLS) -> None:
         self.stages = tuple(find_stage(stage) for stage in stages)
         if not stages or len(set(self.names)) < len(stages):
             raise ValueError(f"data.stages: got {list(self.names)}, expected one or more, each at most once")
