@@ -7,7 +7,6 @@ ARG TORCH=cpu
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY toolagent_pl toolagent_pl
-COPY configs configs
 # PyTorch from its own index, with the CUDA libraries that it needs; what follows finds it there and leaves it alone.
 RUN pip install --no-cache-dir --index-url "https://download.pytorch.org/whl/${TORCH}" -c constraints.txt torch \
  && pip install --no-cache-dir -c constraints.txt .

@@ -18,38 +18,35 @@ from lightning.pytorch import LightningModule, Trainer
 from rich import box
 from rich.table import Table
 
-from benchmarks.environment import DOCUMENT, arguments_of, run_grid, started
-from toolagent_pl.callbacks import LearningCurve
-from toolagent_pl.envs import CalculatorEnv
-from toolagent_pl.learning.rollout import visible_actions
-from toolagent_pl.module import ToolAgent
-from toolagent_pl.problems import Stages
-from toolagent_pl.problems.stream import FixedProblems
-from toolagent_pl.randomness import Purpose
-from toolagent_pl.statistics import bootstrap_interval
+from benchmarks.environment import DOCUMENT, ROOT, arguments_of, run_grid, started
+from benchmarks.learning_curve import LearningCurve
+from benchmarks.statistics import bootstrap_interval
+from toolagent_pl import CalculatorEnv, ToolAgent
+from toolagent_pl.envs.calculator.stages import Stages
+from toolagent_pl.training.stream import FixedProblems, Sample
 
 JUDGE = "benchmarks.ablations.Judge"
 BATCH = 4096
 PLANS_OF, PLANS_ON = "E5", 10_000  # stage and number of problems whose different plans are counted
 
-FEEDBACK = "--model.env.init_args.feedback="
+FEEDBACK = "--env.feedback="
 VARIANTS: dict[str, list[str]] = {
     "spans": [],  # the configuration as it is
     "position": [f"{FEEDBACK}position"],
     "flags": [f"{FEEDBACK}flags"],
     "none": [f"{FEEDBACK}none"],
-    "recurrent": ["--model.agent.init_args.recurrent=true"],  # a GRU that remembers earlier steps
+    "recurrent": ["--model.agent.recurrent=true"],  # a GRU that remembers earlier steps
     # Actions without STO and RCL.
-    "no memory": ["--model.env=benchmarks.ablations.Unchecked", "--model.agent.init_args.actions=[MUL,ADD,SUB,ANS]"],
+    "no memory": ["--env=benchmarks.ablations.Unchecked", "--env.actions=[MUL,ADD,SUB,ANS]"],
     # Told the stage and the digits, it reads no operators.
-    "blind": [f"{FEEDBACK}none", "--model.agent=BlindAgent", "--data.unseen=[]"],
+    "blind": [f"{FEEDBACK}none", "--model.agent=BlindAgent", "--env.unseen=[]"],
 }
 
 
 class Unchecked(CalculatorEnv):
-    """A calculator that takes agents that cannot carry out the textbook's plans."""
+    """A calculator that takes agents that cannot carry out the reference plans."""
 
-    def check(self, stages: Stages, actions: Sequence[int]) -> None:
+    def check(self) -> None:
         """Refuse nothing."""
 
 
@@ -78,23 +75,22 @@ class Judge(LearningCurve):
 def judge(module: ToolAgent, per_stage: int) -> dict[str, float]:
     """What the greedy agent can do on held-out problems: numbers by their names in the table.
 
-    They are, for each stage, the accuracy, and the share of problems whose textbook's plan needs no memory; by the most
+    They are, for each stage, the accuracy, and the share of problems whose reference plan needs no memory; by the most
     values that this plan has in memory, the accuracy, over all stages that are trained on; and how many different plans
     the agent has.
     """
     module.eval()
     right: dict[str, list[bool]] = {}
     needed: dict[str, list[int]] = {}
-    stages = module.stages
-    for problems in FixedProblems(stages, Purpose.TEST, per_stage, BATCH, device=module.device):
-        name = stages.names[int(problems.stage[0])]
-        right[name] = right.get(name, []) + module.act(problems).outcome.correct.tolist()
+    env: Any = module.env
+    for problems in FixedProblems(env, len(env.all_stages), Sample.TEST, per_stage, BATCH, device=module.device):
+        name = env.all_stages[int(problems.stage[0])]
+        right[name] = right.get(name, []) + module.act(problems).solved.tolist()
         needed[name] = needed.get(name, []) + problems.memory_needed.tolist()
     found = {f"accuracy on {name}": statistics.mean(values) for name, values in right.items()}
     for name, depths in needed.items():
         found[f"needs no memory: {name}"] = statistics.mean(depth == 0 for depth in depths)
-    trained = stages.names[: module.trained_stages]
-    pairs = [pair for name in trained for pair in zip(needed[name], right[name], strict=True)]
+    pairs = [pair for name in env.stages for pair in zip(needed[name], right[name], strict=True)]
     for depth in sorted({depth for depth, _ in pairs}):
         found[f"accuracy where {depth} in memory"] = statistics.mean(correct for one, correct in pairs if one == depth)
     plans = _plans(module)
@@ -103,24 +99,25 @@ def judge(module: ToolAgent, per_stage: int) -> dict[str, float]:
 
 def _plans(module: ToolAgent) -> int | None:
     """How many different plans the agent has; None for one that is told the stage, and was not trained on it."""
-    stages, place = module.stages, 0
-    if module.agent.told_stage:
-        if PLANS_OF not in stages.names[: module.trained_stages]:
-            return None
-        place = stages.names.index(PLANS_OF)
+    env: Any = module.env
+    if module.agent.stage_conditioned and PLANS_OF not in env.stages:
+        return None
+    position = env.stages.index(PLANS_OF) if PLANS_OF in env.stages else 0
     plans: set[tuple[int, ...]] = set()
-    one = Stages([PLANS_OF], stages.vocabulary.tools)
-    for problems in FixedProblems(one, Purpose.TEST, PLANS_ON, BATCH, device=module.device):
-        rollout = module.act(problems._replace(stage=torch.full_like(problems.stage, place)))
-        plans.update(map(tuple, visible_actions(rollout).unique(dim=0).tolist()))
-    return len({tuple(token for token in plan if token >= 0) for plan in plans})
+    one = Stages([PLANS_OF], env.vocabulary.tools).to(module.device)
+    for number in torch.arange(PLANS_ON, device=module.device).split(BATCH):
+        problems = one.draw(number, torch.zeros_like(number), Sample.TEST, held_out=True)
+        rollout = module.act(problems._replace(stage=torch.full_like(number, position)))
+        plans.update(map(tuple, rollout.visible_actions.unique(dim=0).tolist()))
+    return len({tuple(action for action in plan if action >= 0) for plan in plans})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not there yet, print, and write; returns the exit status, 0 if no run failed."""
     options = _parser().parse_args(arguments)
     console, facts = started()
-    fit_options = [f"--config={options.config.resolve()}", *options.fit_options]
+    configs = [ROOT / "configs/default.yaml", options.config.resolve()]  # another environment has no default run
+    fit_options = [*(f"--config={path}" for path in configs), *options.fit_options]
     settings: dict[str, Any] = {"fit_options": [f"--config={options.config}", *options.fit_options]}
     judged_by = {key: getattr(options, key) for key in ("tokens", "problems")}
     wanted = {

@@ -6,15 +6,13 @@ from typing import Any, Literal
 
 import torch
 
-from toolagent_pl import Solver
-from toolagent_pl.agents import BlindAgent, Reader
-from toolagent_pl.envs import CalculatorEnv
-from toolagent_pl.graphs import Recordings
-from toolagent_pl.learning import PPO
-from toolagent_pl.module import ToolAgent, Update
-from toolagent_pl.problems import Stages
-from toolagent_pl.problems.stream import ProblemStream
-from toolagent_pl.process import PROBLEMS_PER_THREAD, keep_freed_memory
+from toolagent_pl import CalculatorEnv, Solver, ToolAgent
+from toolagent_pl.envs.calculator import Reader
+from toolagent_pl.envs.tutorial import BlindAgent
+from toolagent_pl.rl import A2C, PPO
+from toolagent_pl.training.acceleration import Acceleration, GraphedCallable
+from toolagent_pl.training.ranks import PROBLEMS_PER_THREAD, keep_freed_memory
+from toolagent_pl.training.stream import ProblemStream
 
 # What `fit` has without any configuration.
 DEFAULT_RUN: dict[str, Any] = {
@@ -22,21 +20,23 @@ DEFAULT_RUN: dict[str, Any] = {
     "learning_rate": 4e-3,
     "betas": (0.9, 0.98),
 }
+TUTORIAL = ("T0", "T1", "T2")
 Mode = Literal["eager", "replayed", "compiled"]
 STEADY_RATE = 1e-6  # of updates whose work shall stay the same
 
 
-def make_module(agent: str, stages: Sequence[str] = ("T0", "T1", "T2"), **options: Any) -> ToolAgent:
-    """The blind agent or the reader on the calculator, with the defaults of the module otherwise."""
+def make_module(agent: str, stages: Sequence[str] = TUTORIAL, **options: Any) -> ToolAgent:
+    """The blind agent, with A2C and no feedback, or the reader; with the defaults of the module otherwise."""
     torch.manual_seed(0)
     if agent == "blind":
-        return ToolAgent(stages, agent=BlindAgent, **options)
-    return ToolAgent(stages, agent=Reader, env=CalculatorEnv(max_steps="auto"), **options)
+        env = CalculatorEnv(stages, max_steps=12, feedback="none")
+        return ToolAgent(env, agent=BlindAgent, **{"algorithm": A2C(), **options})
+    return ToolAgent(CalculatorEnv(stages), **options)
 
 
 def trained_reader(stage: str, width: int, **options: Any) -> ToolAgent:
     """The agent that comes with the package, in a network of another width: what it has more is zero."""
-    module = ToolAgent([stage], agent=partial(Reader, hidden=width), env=CalculatorEnv(max_steps="auto"), **options)
+    module = ToolAgent(CalculatorEnv([stage]), agent=partial(Reader, hidden=width), **options)
     trained: Any = Solver.from_checkpoint().agent
     with torch.no_grad():
         for name, into in module.agent.named_parameters():
@@ -50,15 +50,28 @@ def trained_reader(stage: str, width: int, **options: Any) -> ToolAgent:
 
 
 def steps_of(stage: str) -> int:
-    """Actions of the textbook's plan for a problem of a stage, on average: ten for five operators."""
-    problems = ProblemStream(Stages([stage]), 0, 2**15, batches=1).batch(0)
-    return round(float(problems.textbook_length.double().mean()))
+    """Actions of the reference plan for a problem of a stage, on average: ten for five operators."""
+    problems = ProblemStream(CalculatorEnv([stage]), 0, 2**15, batches=1).batch(0)
+    return round(float(problems.reference_length.double().mean()))
 
 
 def as_command_line(batch: int) -> None:
     """Have this process use memory and threads as ``fit`` does."""
     keep_freed_memory()
     torch.set_num_threads(min(torch.get_num_threads(), max(1, batch // PROBLEMS_PER_THREAD)))
+
+
+class Replaying:
+    """What ``ToolAgent.acceleration`` does on a GPU during a run: functions are captured and replayed."""
+
+    def __init__(self, module: ToolAgent) -> None:
+        self._module = (module,)
+        self._functions: dict[str, GraphedCallable[Any]] = {}
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any, copied: bool = True) -> Any:
+        """What the function returns."""
+        graphed = GraphedCallable(function, self._module[0], copied)
+        return self._functions.setdefault(function.__name__, graphed)(*arguments)
 
 
 class BareLoop:
@@ -70,7 +83,10 @@ class BareLoop:
         device: Where to train.
         mixture: Share of each stage.
         low: Precision of matrix products, as in Lightning's mixed precision; None for that of the weights.
-        mode: ``replayed`` records the kernels of a GPU and replays them; ``compiled`` compiles all but the optimizer.
+        mode: ``replayed`` captures the kernels of a GPU and replays them; ``compiled`` compiles rollout and loss.
+
+    Attributes:
+        actions: Taken so far, a scalar on the device.
     """
 
     def __init__(
@@ -82,9 +98,12 @@ class BareLoop:
         low: torch.dtype | None = None,
         mode: Mode = "eager",
     ) -> None:
-        self.module, self.batch, self.device, self.low = module.to(device), batch, torch.device(device), low
-        stages = Stages(module.stages.stages[: module.trained_stages], module.stages.vocabulary.tools)
-        self.stream = ProblemStream(stages, module.seed, batch, batches=1, device=device, replay=mode == "replayed")
+        self.module, self.device, self.low = module.to(device), torch.device(device), low
+        if mode == "replayed":
+            module.acceleration = Replaying(module)  # type: ignore[assignment]
+        elif mode == "compiled":
+            module.acceleration = Acceleration(module, cuda_graphs=None, compile_step=True)
+        self.stream = ProblemStream(module.env, module.seed, batch, 1, device=device, replay=mode == "replayed")
         if mixture is not None:
             self.stream.mixture = list(mixture)
         optimizer = module.configure_optimizers()
@@ -92,26 +111,12 @@ class BareLoop:
         # What the Trainer would do.
         module.optimizers = lambda: optimizer  # type: ignore[assignment,method-assign,return-value]
         module.manual_backward = lambda loss: loss.backward()  # type: ignore[assignment,method-assign]
-        module.ent_coef = module.ent_coef.to(device)
-        self.learn: Callable[..., Update] = module.learn
-        self.position = 0
-        self.actions = torch.zeros((), dtype=torch.int64, device=device)  # taken so far
-        if mode == "replayed":
-            module._run = Recordings(module)  # type: ignore[method-assign]
-            self.learn = partial(module._run, module.learn)
-        elif mode == "compiled":
-            module.learn(self.stream.batch(0), module.ent_coef)  # the environment makes its tables
-            self.learn = torch.compile(module.learn, dynamic=False, mode="reduce-overhead")
+        module.is_logging_batch = lambda: False  # type: ignore[method-assign]
+        self.actions = torch.zeros((), dtype=torch.int64, device=device)
 
-    def update(self) -> Update:
-        """Do one whole update."""
-        module, problems = self.module, self.stream.batch(self.position)
-        self.position += 1
-        single = module._single_pass
+    def update(self) -> None:
+        """Do one whole update, and count its actions."""
+        problems = self.stream.batch(self.module.batches_seen)
         with torch.autocast(self.device.type, self.low, enabled=self.low is not None, cache_enabled=False):
-            update = self.learn(problems, module.ent_coef) if single else module._learn_in_parts(problems, False)
-        if single:
-            module._optimize([update.loss])
-            module._steer(update.entropy)
-        self.actions += update.actions
-        return update
+            self.module.training_step(problems, 0)
+        self.actions += self.module.actions_taken

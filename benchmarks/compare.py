@@ -17,15 +17,15 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.environment import DOCUMENT, arguments_of, available_cpus, run_grid, started
-from toolagent_pl.figures import learning_curves
-from toolagent_pl.statistics import Interval, Strata, bootstrap_interval, probability_of_improvement
+from benchmarks.learning_curve import learning_curves
+from benchmarks.statistics import Interval, Strata, bootstrap_interval, probability_of_improvement
 
-SOLVED, CALLBACK = 0.99, "toolagent_pl.callbacks.LearningCurve"
+SOLVED, CALLBACK = 0.99, "benchmarks.learning_curve.LearningCurve"
 BASE, REFERENCE = "as it is", "PPO"
 POINTS = 40  # of a curve in the figure
 COMMON = [
-    "--data.stages=[E1,E2,E3]", "--data.unseen=[]", "--data.val_problems=1000", "--data.test_problems=1",
-    "--curriculum.stages=[E1,E2,E3]", "--curriculum.ent_targets=null", "--polish.at=null", "--trainer.max_epochs=-1",
+    "--env.stages=[E1,E2,E3]", "--env.unseen=[]", "--data.val_problems=1000", "--data.test_problems=1",
+    "--curriculum.stages=[E1,E2,E3]", "--curriculum.ent_targets=null", "--annealing.at=null", "--trainer.max_epochs=-1",
     "--trainer.accelerator=cpu", "--trainer.logger=false", "--checkpoint.every_n_batches=1000000",
 ]  # fmt: skip
 UPDATE, EPOCH = 512, 10_240  # episodes
@@ -48,10 +48,10 @@ ALGORITHMS = {
 }
 ALL_AT_ONCE = "--curriculum.stages=[[E3,E1,E2]]"
 VARIANTS: dict[str, list[str]] = {
-    BASE: [],  # outcome reward, feedback of spans, E1 to E3 by mastery with review, entropy steered
+    BASE: [],  # outcome reward, feedback of spans, E1 to E3 by mastery with rehearsal, entropy steered
     "reward: progress": ["--model.reward=ProgressReward"],
     "reward: potential": ["--model.reward=ProgressReward", "--model.reward.potential=true"],
-    "feedback: position": ["--model.env.init_args.feedback=position"],
+    "feedback: position": ["--env.feedback=position"],
     "curriculum: none": [ALL_AT_ONCE, "--curriculum.window=1"],
     "curriculum: priorities": [ALL_AT_ONCE, "--curriculum.prioritize=true"],
     "curriculum: window of 2": ["--curriculum.window=2"],

@@ -17,25 +17,26 @@ from typing import Any, get_args
 
 import torch
 import torch._dynamo
+from packaging.version import Version
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch._dynamo.utils import counters
+from torch.utils._pytree import tree_map
 
-from benchmarks.bare import DEFAULT_RUN, BareLoop, Mode, make_module
+from benchmarks.bare import DEFAULT_RUN, TUTORIAL, BareLoop, Mode, make_module
 from benchmarks.environment import arguments_of, started, write_json
-from toolagent_pl.envs import CalculatorEnv, TutorialEnv
-from toolagent_pl.envs.env import execute
-from toolagent_pl.learning import ProgressReward
-from toolagent_pl.learning.rollout import collect
-from toolagent_pl.module import LEAST_FOR_COMPILING, ToolAgent
-from toolagent_pl.problems import Stage, Stages
-from toolagent_pl.problems.stream import FixedProblems, ProblemStream
-from toolagent_pl.randomness import Purpose, random_uniform
+from toolagent_pl import CalculatorEnv, ToolAgent, TutorialEnv
+from toolagent_pl.envs.calculator import ProgressReward, Stage
+from toolagent_pl.envs.tutorial import BlindAgent
+from toolagent_pl.rl import Advantages, Rollout, collect, execute
+from toolagent_pl.rl.random_numbers import Purpose, random_uniform
+from toolagent_pl.rl.updates import normalized
+from toolagent_pl.training.acceleration import MIN_FOR_COMPILING
+from toolagent_pl.training.stream import FixedProblems, ProblemStream, Sample
 
 CPU = torch.device("cpu")
 AGENTS = ("blind", "reader")
-TUTORIAL = ("T0", "T1", "T2")
 MIXED: tuple[str | Stage, ...] = (*TUTORIAL, "E1", "E5", Stage("digits", operators=3, digits=3))
 PLANS, STEPS = 2048, 12
 EPISODES = 256
@@ -67,22 +68,21 @@ def relative(what: str, ours: Any, expected: Any) -> float:
     return off
 
 
+def moved(tree: Any, device: torch.device) -> Any:
+    """Tensors of a named tuple on another device."""
+    return tree_map(lambda x: x.to(device), tree)
+
+
 def check_envs(device: torch.device) -> str:
-    """Random plans in both environments: all states, observations, outcomes and rewards."""
+    """Random plans in both environments: all states, observations and outcomes."""
     draw = torch.Generator().manual_seed(0)
     answered = 0
-    for env, stages in (
-        (CalculatorEnv(STEPS, feedback="spans"), Stages(MIXED)),
-        (TutorialEnv(STEPS), Stages(TUTORIAL)),
-    ):
-        name, vocabulary = type(env).__name__, env.vocabulary
-        stream = ProblemStream(stages, 0, PLANS, batches=1)
-        problems = stream.batch(0)
-        tools = torch.tensor(vocabulary.actions)[torch.randint(len(vocabulary.actions), (PLANS, STEPS), generator=draw)]
-        any_token = torch.randint(-1, vocabulary.size, (PLANS, STEPS), generator=draw)
-        actions = torch.where(torch.rand(PLANS, STEPS, generator=draw) < 0.8, tools, any_token)
+    for env in (CalculatorEnv(MIXED, max_steps=STEPS), TutorialEnv(TUTORIAL, max_steps=STEPS)):
+        name = type(env).__name__
+        problems = ProblemStream(env, 0, PLANS, batches=1).batch(0)
+        actions = torch.randint(-1, len(env.actions), (PLANS, STEPS), generator=draw)  # -1 is padding
         expected = execute(env, problems, actions)
-        states = execute(env, problems.to(device), actions.to(device))
+        states = execute(env, moved(problems, device), actions.to(device))
         for t, (state, other) in enumerate(zip(states, expected, strict=True)):
             equal(f"{name} after {t} steps", state, other)
             equal(f"{name}, observation after {t} steps", env.observe(state), env.observe(other))
@@ -93,14 +93,14 @@ def check_envs(device: torch.device) -> str:
 
 def check_problems(device: torch.device) -> str:
     """The problems of the stream, those to validate and test on, and the noise that actions are drawn with."""
-    compared = 0
+    compared, env = 0, CalculatorEnv(MIXED)
     for position in (0, 1, 12345):
-        streams = [ProblemStream(Stages(MIXED), 3, 2 * PLANS, 1, rank=1, ranks=2, device=at) for at in (device, CPU)]
+        streams = [ProblemStream(env, 3, 2 * PLANS, 1, rank=1, ranks=2, device=at) for at in (device, CPU)]
         compared += equal(f"batch {position}", *(_narrow(stream.batch(position)) for stream in streams))
-    for purpose, whole in ((Purpose.TEST, True), (Purpose.VALIDATION, False)):
-        fixed = [FixedProblems(Stages(MIXED), purpose, PLANS, 2**14, whole, device=at) for at in (device, CPU)]
+    for sample, whole in ((Sample.TEST, True), (Sample.VALIDATION, False)):
+        fixed = [FixedProblems(env, len(MIXED), sample, PLANS, 2**14, whole, device=at) for at in (device, CPU)]
         for ours, theirs in zip(*fixed, strict=True):
-            compared += equal(purpose.name, _narrow(ours), _narrow(theirs))
+            compared += equal(sample.name, _narrow(ours), _narrow(theirs))
     counter = torch.arange(2**20) * 7919
     for seed in (0, 2**32 - 1):
         ours, theirs = (random_uniform(seed, Purpose.ACTION, counter.to(at)).cpu() for at in (device, CPU))
@@ -119,73 +119,76 @@ def check_gradients(device: torch.device) -> str:
     off = 0.0
     for agent in AGENTS:
         module = make_module(agent, reward=ProgressReward())
-        problems = ProblemStream(module.stages, 0, EPISODES, batches=1).batch(0)
+        problems = ProblemStream(module.env, 0, EPISODES, batches=1).batch(0)
         given = collect(module.agent, module.env, problems, seed=0, continue_after_done=True).actions
         results = []
         for at in (device, CPU):
             one = copy.deepcopy(module).to(at)
-            rollout = collect(one.agent, one.env, problems.to(at), continue_after_done=True, actions=given.to(at))
-            terms = one.algorithm.loss(
-                one.evaluate_actions(rollout), rollout, one._advantages(rollout, one.rewards(rollout), normalize=True)
-            )
-            loss = one._total(terms, one.ent_coef.to(at)) / rollout.mask.sum()
-            loss.backward()
-            results.append((loss, dict(one.named_parameters())))
+            rollout = collect(one.agent, one.env, moved(problems, at), continue_after_done=True, actions=given.to(at))
+            advantages = one.algorithm.advantages(rollout, one.rewards(rollout))
+            advantages = normalized(advantages, rollout.mask, one.mean_over_ranks)
+            results.append((_loss(one, rollout, advantages), one))
         (loss, ours), (expected_loss, expected) = results
         off = max(off, relative(f"loss of the {agent}", loss, expected_loss))
-        for name, weight in expected.items():
-            if weight.grad is not None:
-                off = max(off, relative(f"gradient of {name} of the {agent}", ours[name].grad, weight.grad))
+        off = max(off, _off_gradients(f"of the {agent}", ours, expected))
     return f"losses and gradients of given actions are off by at most {off:.0e}"
+
+
+def _loss(module: ToolAgent, rollout: Rollout, advantages: Advantages) -> torch.Tensor:
+    """Loss of a whole rollout, whose gradients are computed."""
+    rows = torch.arange(len(rollout.solved), device=module.device)
+    arguments = rollout, rows, advantages, rollout.mask.sum(), module.ent_coef.to(module.device)
+    loss, _ = module.acceleration(module.minibatch_loss, *arguments)
+    module.zero_grad()
+    loss.backward()
+    return loss.detach()
+
+
+def _off_gradients(what: str, ours: ToolAgent, expected: ToolAgent) -> float:
+    learning = [(name, weight.grad) for name, weight in expected.named_parameters() if weight.grad is not None]
+    return max(relative(f"gradient of {name} {what}", ours.get_parameter(name).grad, one) for name, one in learning)
 
 
 def check_replayed(device: torch.device) -> str:
     """Updates whose kernels are replayed, from their third one on; weights and steered entropy after each of them."""
     if device.type != "cuda":
-        return f"SKIPPED: {device.type} records no kernels"
+        return f"SKIPPED: {device.type} has no CUDA graphs"
     off = 0.0
     for agent, options in (("blind", {}), ("reader", DEFAULT_RUN)):
         loops = [BareLoop(make_module(agent, **options), EPISODES, device, mode=mode) for mode in ("eager", "replayed")]
         plain, replayed = (loop.module for loop in loops)
         for position in range(UPDATES):
-            updates = [loop.update() for loop in loops]
-            off = max(off, relative(f"entropy of the {agent} in update {position}", *(u.entropy for u in updates)))
-            if int(updates[0].actions) != int(updates[1].actions):
+            for loop in loops:
+                loop.update()
+            if int(plain.actions_taken) != int(replayed.actions_taken):
                 raise CheckError(f"the {agent} takes other actions in update {position}")
             for name, weight in plain.named_parameters():
-                off = max(
-                    off,
-                    relative(f"{name} of the {agent} after update {position}", replayed.get_parameter(name), weight),
-                )
+                what = f"{name} of the {agent} after update {position}"
+                off = max(off, relative(what, replayed.get_parameter(name), weight))
         off = max(off, relative(f"weight of the entropy of the {agent}", replayed.ent_coef, plain.ent_coef))
-    return f"entropies and weights of {UPDATES} replayed updates are off by at most {off:.0e}"
+    return f"weights after {UPDATES} replayed updates are off by at most {off:.0e}"
 
 
 def check_compiled(device: torch.device) -> str:
-    """Updates of a compiled step; the third and later ones replay CUDA graphs."""
-    if torch.__version__ < LEAST_FOR_COMPILING:
+    """Rollouts and losses that are compiled; the third and later ones replay CUDA graphs."""
+    if Version(torch.__version__) < Version(MIN_FOR_COMPILING):
         return f"SKIPPED: PyTorch {torch.__version__} cannot compile a step"
-    env = CalculatorEnv(3, feedback="none")
-    loops = [BareLoop(ToolAgent(["T0"], env=env), EPISODES, device) for _ in range(2)]
-    plain, compiled = (loop.module for loop in loops)
+    torch.manual_seed(0)
+    env = CalculatorEnv(["T0"], max_steps=3, feedback="none")
+    plain = ToolAgent(env, agent=BlindAgent).to(device)
+    compiled = ToolAgent(copy.copy(env), agent=BlindAgent, compile_step=True).to(device)
     compiled.load_state_dict(plain.state_dict())
-    learn = torch.compile(compiled.learn, dynamic=False, mode="reduce-overhead")
-    stream, off = loops[0].stream, 0.0
-    compiled.learn(stream.batch(0), compiled.ent_coef)  # the environment makes its tables
+    stream, off = ProblemStream(compiled.env, 0, EPISODES, batches=1, device=device), 0.0
     for position in range(UPDATES):
-        problems = stream.batch(position)
-        updates = [step(problems, plain.ent_coef, with_metrics=True) for step in (learn, plain.learn)]
-        for module, update in zip((compiled, plain), updates, strict=True):
-            module.zero_grad()
-            update.loss.backward()
-        metrics = [torch.stack([*update.metrics.values()]) for update in updates]  # some of them are nearly 0
-        off = max(off, relative(f"metrics of update {position}", *metrics))
-        for name, weight in plain.named_parameters():
-            gradient = compiled.get_parameter(name).grad
-            off = max(off, relative(f"gradient of {name} of update {position}", gradient, weight.grad))
+        losses = []
+        for module in (compiled, plain):
+            rollout, _, advantages = module.acceleration(module.collect, stream.batch(position), copied=False)
+            losses.append(_loss(module, rollout, advantages))
+        off = max(off, relative(f"loss of update {position}", *losses))
+        off = max(off, _off_gradients(f"of update {position}", compiled, plain))
     if device.type == "cuda" and (skipped := counters["inductor"]["cudagraph_skips"]):
         raise CheckError(f"{skipped} graphs of the compiled step are no CUDA graphs")
-    return f"metrics and gradients of {UPDATES} compiled updates are off by at most {off:.0e}"
+    return f"losses and gradients of {UPDATES} compiled updates are off by at most {off:.0e}"
 
 
 def check_no_waiting(device: torch.device) -> str:

@@ -51,7 +51,7 @@ part measure 120 "${gpu[@]}" --measure --output "$output/measure.json"
 part compiled 120 "${gpu[@]}" --measure --modes compiled --agents reader --precision float32 "${batch[@]}" --output "$output/compiled.json"
 part default 100 python -m toolagent_pl fit "${reader[@]}" --trainer.default_root_dir="$output/default"
 part compiled_ppo 180 python -m toolagent_pl fit "${reader[@]}" --trainer.default_root_dir="$output/reader" --model.compile_step=true \
-  --data.stages=[T0,E1] --data.unseen=[] --curriculum.stages=[T0,E1] --curriculum.ent_targets=null --trainer.max_epochs=5
+  --env.stages=[T0,E1] --env.unseen=[] --curriculum.stages=[T0,E1] --curriculum.ent_targets=null --trainer.max_epochs=5
 solve blind 60 "0 1" "${one[@]}"
 solve large 35 0 "${large[@]}"
 solve all 45 0 "${all[@]}"

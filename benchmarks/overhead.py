@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.bare import BareLoop
 from benchmarks.environment import DOCUMENT, arguments_of, run_fit, started, warn_of_others, write_json
-from toolagent_pl.callbacks.agreement import checksum
+from toolagent_pl.training.monitors import checksum
 
 WANTED = 0.08
 TURN, WARMUP = 10, 20  # updates

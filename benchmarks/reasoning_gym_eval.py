@@ -16,8 +16,8 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.environment import arguments_of, started, write_json
-from toolagent_pl.problems.batch import Problems
-from toolagent_pl.problems.expression import ExpressionError
+from toolagent_pl import Problems, Solver
+from toolagent_pl.envs.calculator.expression import ExpressionError
 
 PLAIN = {"allow_negation": False, "operators": ("+", "-", "*")}
 SIGNED = "no division, (0-3) for -3"
@@ -72,8 +72,6 @@ def evaluate(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Solve, print, and write; returns the exit status."""
     options = _parser().parse_args(arguments)
-    from toolagent_pl.solver import Solver
-
     console, facts = started()
     solver = Solver.from_checkpoint(options.checkpoint)
     rows = []

@@ -20,7 +20,7 @@ from benchmarks.environment import DOCUMENT, arguments_of, run_fit, started, war
 TASKS = {"T0": ["T0"], "T0 to T2": ["T0", "T1", "T2"], "E2": ["E2"]}
 OURS, PPO, MASKABLE_PPO = "this project", "PPO", "MaskablePPO"
 SOLVED, HELD_OUT = 0.99, 1000
-OPTIONS = ["--data.unseen=[]", "--curriculum.stages=null", "--curriculum.ent_targets=null", "--polish.at=null"]
+OPTIONS = ["--env.unseen=[]", "--curriculum.stages=null", "--curriculum.ent_targets=null", "--annealing.at=null"]
 OPTIONS += ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.max_epochs=-1", "--data.test_problems=1"]
 OPTIONS += ["--data.batches_per_epoch=1", f"--data.val_problems={HELD_OUT}"]
 
@@ -46,9 +46,9 @@ def stable_baselines(name: str, stages: Sequence[str], tokens: int, seed: int) -
 
 def fit(stages: Sequence[str], tokens: int, seed: int, patience: float) -> dict[str, Any]:
     """The same of this project, by its validation, in a process of its own."""
-    words = [*OPTIONS, f"--data.stages=[{','.join(stages)}]", f"--seed_everything={seed}"]
+    words = [*OPTIONS, f"--env.stages=[{','.join(stages)}]", f"--seed_everything={seed}"]
     curve = {"path": DOCUMENT, "solved": SOLVED, "tokens": tokens}
-    done, document = run_fit(words, "toolagent_pl.callbacks.LearningCurve", curve, patience, threads=1)
+    done, document = run_fit(words, "benchmarks.learning_curve.LearningCurve", curve, patience, threads=1)
     if document is None:
         raise RuntimeError(done.error)
     points = [(tokens, spent, sum(right) / len(right)) for tokens, spent, *right in document["curve"]]

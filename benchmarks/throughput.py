@@ -39,8 +39,8 @@ def measure(name: str, batch: int, stage: str, width: int, seconds: float) -> di
     before, updates, start = float(contestant.actions), 0, time.process_time()
     while not updates or time.process_time() - start < seconds:
         for _ in range(each):
-            loss = contestant.update()
-        float(loss)
+            result = contestant.update()
+        float(result)
         updates += each
     elapsed = time.process_time() - start
     tokens = float(contestant.actions) - before

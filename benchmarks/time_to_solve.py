@@ -51,8 +51,8 @@ def read_run(logs: Path) -> dict[str, Any]:
     """What a run came to, from the points in its event files.
 
     ``tokens`` are the actions that training took, from the lengths of episodes where they were logged; ``solved`` is
-    the share of the problems of those stages that are trained on; accuracy and plan length, over the textbook's, are
-    those of the test, by stage.
+    the share of the problems of those stages that are trained on; accuracy and plan length, over that of the reference
+    plan, are those of the test, by stage.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -90,7 +90,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _table(runs: Sequence[dict[str, Any]]) -> Table:
-    title = "From the start of the process to its end; accuracy and plan length, over the textbook's, at the test"
+    title = "From the start of the process to its end; accuracy and plan length, over the reference plan's, at the test"
     everything = summary(runs)
     table = Table("", box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for head in (*(f"seed {run['seed']}" for run in runs), "median", "worst"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from toolagent_pl.gym import ID
+from toolagent_pl.interop.gymnasium import ID
 
 TASK = {"stages": ["T0"]}
 ENVS, STEPS, EPOCHS, MINIBATCHES = 256, 8, 4, 4
@@ -29,8 +29,8 @@ class Agent(nn.Module):
     def __init__(self, env: gymnasium.vector.VectorEnv, width: int = 64) -> None:
         super().__init__()
         space, self.actions = env.single_observation_space, int(env.single_action_space.n)
-        self.tokens, self.places = int(space["prompt"].nvec[0]), int(space["places"].nvec[0])
-        size = len(space["prompt"].nvec) * self.tokens + len(space["places"].nvec) * self.places
+        self.tokens, self.positions = int(space["prompt"].nvec[0]), int(space["positions"].nvec[0])
+        size = len(space["prompt"].nvec) * self.tokens + len(space["positions"].nvec) * self.positions
         size += self.actions + 1 + space["flags"].n
         self.actor = nn.Sequential(nn.Linear(size, width), nn.Tanh(), nn.Linear(width, self.actions))
         self.critic = nn.Sequential(nn.Linear(size, width), nn.Tanh(), nn.Linear(width, 1))
@@ -40,7 +40,7 @@ class Agent(nn.Module):
         one_hot = nn.functional.one_hot
         parts = [
             one_hot(seen["prompt"], self.tokens).flatten(1),
-            one_hot(seen["places"], self.places).flatten(1),
+            one_hot(seen["positions"], self.positions).flatten(1),
             one_hot(seen["previous"], self.actions + 1),
             seen["flags"],
         ]

@@ -12,8 +12,8 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 
-from toolagent_pl.gym import ID
-from toolagent_pl.sb3 import BatchVecEnv
+from toolagent_pl.interop.gymnasium import ID
+from toolagent_pl.interop.sb3 import BatchVecEnv
 
 TASK: dict[str, Any] = {"stages": ["T0"]}
 ENVS, STEPS = 256, 16

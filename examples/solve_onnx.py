@@ -29,22 +29,23 @@ def parse(words, least=0):
 
 
 def solve(text):
-    """Plan and answer. The tape and all registers hold numbers with their places; the agent hears of places only."""
+    """Plan and answer. The tape and all registers hold numbers and where they stand; the agent hears only where."""
     prompt = [*parse(words := re.findall(r"\d+|\S", text))[0], token["CTX"]]
     numbers = [int(number) for number in re.findall(r"\d+", text)]
     if words or len(numbers) < 2:
         raise ValueError
     ends = [i for i, t in enumerate(prompt) if t <= 9 < prompt[i + 1]]
-    tape, acc, memory, left, plan, called, applied = [*zip(numbers, ends, strict=True)], [], [], [], [], "CTX", True
+    tape, acc, memory, left, plan, last, applied = [*zip(numbers, ends, strict=True)], [], [], [], [], -1, True
     told = {"stage": 0, "prompt": prompt, "prompt_length": len(prompt), "length": len(numbers)}
-    told |= {"operands": [*numbers, 0][: max(2, len(numbers))], "places": [*ends, -1][: max(2, len(ends))]}  # 2 or more
+    told |= {"operands": [*numbers, 0][: max(2, len(numbers))], "positions": [*ends, -1][: max(2, len(ends))]}
     cache = prefill.run(None, {x.name: np.array([told[x.name]]) for x in prefill.get_inputs()})
-    while called != "ANS" and len(plan) < 3 * len(numbers):
+    while plan[-1:] != ["ANS"] and len(plan) < 3 * len(numbers):
         flags = np.array([[acc != [], left != [], memory != [], applied]], dtype=np.float32)
-        places = np.array([[x[0][1] if x else -1 for x in (tape, acc, memory, left)]])
-        heard = zip(decode.get_inputs(), [np.array([token[called]]), flags, places, *cache], strict=True)
+        positions = np.array([[x[0][1] if x else -1 for x in (tape, acc, memory, left)]])
+        heard = zip(decode.get_inputs(), [np.array([last]), flags, positions, *cache], strict=True)
         logits, *cache = decode.run(None, {x.name: value for x, value in heard})
-        plan.append(called := facts["tokens"][facts["actions"][logits.argmax()]])
+        last = int(logits.argmax())
+        plan.append(called := facts["actions"][last])
         able = {"STO": not left and (acc or tape) and len(memory) < depth, "RCL": not left and memory}
         applied = bool(able.get(called, called in compute and (left or len(tape) + len(acc) > 1)))
         if applied and called == "STO":
@@ -54,7 +55,7 @@ def solve(text):
         elif applied:
             (a, _), (b, place) = (left or acc or tape).pop(0), (acc or tape).pop(0)
             acc.append((compute[called](a, b), place))
-    return plan, acc[0][0] if acc and called == "ANS" else None
+    return plan, acc[0][0] if acc and plan[-1] == "ANS" else None
 
 
 try:

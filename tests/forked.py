@@ -6,12 +6,13 @@ Loading them takes four seconds of a processor, which a new interpreter for each
 import multiprocessing
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 _FORKED = multiprocessing.get_context("forkserver")  # a fork of a process that computed could hang
-_FORKED.set_forkserver_preload(["toolagent_pl.cli", __name__])
+_FORKED.set_forkserver_preload(["toolagent_pl.cli.main", __name__])
 
 
 def _run(directory: str, output: str, args: list[str], variables: dict[str, str]) -> None:
@@ -23,16 +24,18 @@ def _run(directory: str, output: str, args: list[str], variables: dict[str, str]
     os.dup2(file, 1)
     os.dup2(file, 2)
 
-    from toolagent_pl.cli import main
+    from toolagent_pl.__main__ import run
 
-    main()
+    run()
 
 
 class Forked:
     """``python -m toolagent_pl`` with these words, in a directory; to be used like ``subprocess.Popen``."""
 
     def __init__(self, directory: Path, args: list[str], **variables: str) -> None:
-        self.output = directory / f"output{variables.get('LOCAL_RANK', '')}.txt"
+        file, name = tempfile.mkstemp(".txt", "output", directory)
+        os.close(file)
+        self.output = Path(name)
         self.process = _FORKED.Process(target=_run, args=(str(directory), str(self.output), args, variables))
         self.process.daemon = True
         self.process.start()

@@ -2,7 +2,8 @@
 
 from operator import add, mul, sub
 
-from toolagent_pl.tools import PADDING, Token
+from toolagent_pl.envs.calculator.tools import Token
+from toolagent_pl.rl.env import PADDING
 
 ARITHMETIC = {Token.MUL: mul, Token.ADD: add, Token.SUB: sub}
 
@@ -19,7 +20,7 @@ class Calculator:
         self.value = self.left = None
         self.max_steps, self.memory_depth = max_steps, memory_depth
         self.join = join or (lambda token, left, right: tools[token](left, right))
-        self.steps = self.idle = 0
+        self.steps = self.noops = 0
         self.answered, self.applied = False, True
 
     @property
@@ -42,7 +43,7 @@ class Calculator:
         else:
             rule = {Token.STO: self._store, Token.RCL: self._recall, Token.ANS: self._answer}.get(action)
             self.applied = rule is not None and rule()
-        self.idle += not self.applied
+        self.noops += not self.applied
         return result
 
     def _operate(self, tool):

@@ -3,8 +3,9 @@
 import torch
 from hypothesis import strategies as st
 
-from toolagent_pl.problems.expression import parse, textbook_plan
-from toolagent_pl.tools import PADDING, TOOLS, Token, Tool, Vocabulary
+from toolagent_pl.envs.calculator.expression import parse, reference_plan
+from toolagent_pl.envs.calculator.tools import TOOLS, Token, Tool, Vocabulary
+from toolagent_pl.rl.env import PADDING
 
 PLAIN = Vocabulary()
 SYMBOL = {"*": Token.MUL, "+": Token.ADD, "-": Token.SUB}
@@ -35,14 +36,14 @@ random_plans = st.lists(any_action, max_size=24)
 
 @st.composite
 def expressions_with_plans(draw, random=random_plans, expressions=expressions, vocabulary=PLAIN):
-    """An expression, and a plan: any, or the textbook's with a few actions put in, left out or replaced.
+    """An expression, and a plan: any, or the reference plan's with a few actions put in, left out or replaced.
 
     Random plans rarely get far; damaged ones come near to the answer, where the rules are decided.
     """
     text = draw(expressions)
     if draw(st.booleans()):
         return text, draw(random)
-    plan = [int(token) for token in textbook_plan(parse(text, vocabulary).tree)]
+    plan = [int(token) for token in reference_plan(parse(text, vocabulary).tree)]
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(plan)))
         action = draw(st.sampled_from([PADDING, *map(int, vocabulary.actions)]))

@@ -1,7 +1,6 @@
 """Two ranks on the CPU do what one rank does."""
 
 import signal
-import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,23 +16,13 @@ import os
 import signal
 import torch
 from lightning.pytorch import Callback
-from toolagent_pl.agents import BlindAgent
-from toolagent_pl.learning import A2C
+from toolagent_pl.envs.tutorial import BlindAgent
+from toolagent_pl.rl import A2C
 
 class Idle(BlindAgent):
-    def __init__(self, spec, d: int = 96):
-        super().__init__(spec, d=d)
+    def __init__(self, env, d: int = 96):
+        super().__init__(env, d=d)
         self.unused = torch.nn.Linear(3, 3)
-
-class Fickle(BlindAgent):
-    def __init__(self, spec, d: int = 96):
-        super().__init__(spec, d=d)
-        self.seldom, self.calls = torch.nn.Linear(d, d), 0
-
-    def decode(self, observation, previous, cache):
-        self.calls += 1
-        policy, cache = super().decode(observation, previous, cache)
-        return (policy if self.calls > 8 else policy._replace(logits=policy.logits + self.seldom.weight.sum())), cache
 
 class Twice(A2C):
     epochs = 2
@@ -77,8 +66,8 @@ def train(directory: Path, ranks: int, *options: str, kill_at: int = -1) -> list
     command = ["fit", BLIND, "--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.callbacks=dump.Dump"]
     command += ["--trainer.max_epochs=3", "--data.batches_per_epoch=2", "--data.val_problems=101"]
     command += ["--curriculum.every_n_epochs=1", "--curriculum.advance_at=null", "--trainer.log_every_n_steps=2"]
-    command += ["--checkpoint.every_n_batches=3", "--polish.at=null", "--solved.accuracy=null"]
-    command += ["--data.stages=[T0,T1]", "--model.env.max_steps=4", "--model.algorithm.ent_target=1.2"]
+    command += ["--checkpoint.every_n_batches=3", "--annealing.at=null", "--solved.accuracy=null"]
+    command += ["--env.stages=[T0,T1]", "--env.max_steps=4", "--model.algorithm.ent_target=1.2"]
     for process in start_ranks(directory, ranks, [*command, *options], KILL_AT=str(kill_at)):
         output, _ = process.communicate(timeout=240)
         assert process.returncode == (-signal.SIGKILL if kill_at >= 0 else 0), output[-3000:]
@@ -154,41 +143,12 @@ def test_however_a_batch_is_learned_from_two_ranks_do_what_one_does(tmp_path, op
 
 @pytest.mark.parametrize("option", ["--model.algorithm=RLOO", "--model.agent=dump.Idle"])
 def test_weights_that_no_loss_uses_keep_nobody_waiting(tmp_path, option):
-    """Neither a critic that the algorithm has no use for, nor a layer of an agent of one's own."""
+    """Neither a critic that the algorithm has no use for, nor a layer of an agent custom."""
     options = ["--data.batch_size=128", "--trainer.max_epochs=2", option]
     (whole,) = train(tmp_path / "whole", 1, *options)
     first, second = train(tmp_path / "two", 2, *options)
     assert distance(first, second) == 0
     assert distance(first, whole) < 1e-5
-
-
-def refused(directory: Path, *options: str, **variables: str) -> str:
-    """The one line of two ranks that cannot run."""
-    (directory / "dump.py").write_text(CALLBACK)
-    command = ["fit", BLIND, "--trainer.accelerator=cpu", "--data.batch_size=64", "--data.val_problems=10"]
-    ranks = start_ranks(directory, 2, [*command, "--trainer.max_epochs=1", *options], **variables)
-    printed = "".join(rank.communicate(timeout=120)[0] for rank in ranks)
-    assert [rank.returncode for rank in ranks] == [2, 2], printed
-    (line,) = [line for line in printed.splitlines() if "rror" in line]
-    return line
-
-
-def test_weights_that_only_some_updates_use_are_refused_in_one_line(tmp_path):
-    expected = "error: trainer.strategy: got ddp, expected ddp_find_unused_parameters_true, since not every update"
-    assert refused(tmp_path, "--model.agent=dump.Fickle").startswith(expected)
-
-
-def test_a_port_that_is_taken_is_refused_in_one_line(tmp_path):
-    """As anyone starts two ranks: the second is started by the first, and ends with it."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        command = ["fit", BLIND, "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-        (first,) = start_ranks(tmp_path, 1, command, LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        printed, _ = first.communicate(timeout=60)
-    assert first.returncode == 2
-    assert [line for line in printed.splitlines() if "rror" in line] == [
-        f"error: MASTER_PORT: got {port}, expected a port that is free"
-    ]
 
 
 def test_a_run_of_one_rank_goes_on_with_two(tmp_path, whole):

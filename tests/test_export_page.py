@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
-from toolagent_pl.commands.export import main
-from toolagent_pl.saved import PRETRAINED
+from toolagent_pl import Solver
+from toolagent_pl.cli.export import main
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "export.md").read_text()
@@ -23,7 +25,13 @@ def test_a_section_runs_as_it_stands(title, tmp_path, monkeypatch, capsys):
     if "onnx" in section:
         pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("toolagent_pl.commands.parser.newest_checkpoint", lambda: PRETRAINED)  # there is no run here
+    run = tmp_path / "lightning_logs" / "version_0"  # of the agent of the package
+    (run / "checkpoints").mkdir(parents=True)
+    solver = Solver.from_checkpoint()
+    state = {f"agent.{name}": weight for name, weight in solver.agent.state_dict().items()}
+    torch.save({"state_dict": state}, run / "checkpoints" / "last.ckpt")
+    config = {"env": solver.description["env"], "model": {"agent": solver.description["agent"]}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for language, code in re.findall(r"^```(\w+)\n(.*?)^```", section, re.MULTILINE | re.DOTALL):
         if language == "python":

@@ -1,31 +1,24 @@
 """The runs of the configurations, and what training does in each batch."""
 
+import math
 import re
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import BLIND, CONFIGS, ONE_STAGE
-from toolagent_pl.callbacks import throughput
-from toolagent_pl.cli import main
-from toolagent_pl.envs import CalculatorEnv
-from toolagent_pl.module import ToolAgent
-from toolagent_pl.problems.stream import ProblemStream
+from toolagent_pl.cli.main import main
+from toolagent_pl.envs.calculator.env import CalculatorEnv
+from toolagent_pl.training import monitors
 
 QUICK = [BLIND, *ONE_STAGE, "--data.batch_size=64", "--data.batches_per_epoch=3", "--data.val_problems=20"]
 QUICK += ["--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
-QUICK += ["--polish.at=null", "--solved.accuracy=null"]  # T0 can be learned in three batches
+QUICK += ["--annealing.at=null", "--solved.accuracy=null"]  # T0 can be learned in three batches
 
 MINE = """
-import torch
-from toolagent_pl.agents import BlindAgent, Evaluation, Policy
-from toolagent_pl.agents.blind import BlindCache
-from toolagent_pl.envs import CalculatorEnv
-from toolagent_pl.learning import A2C, OutcomeReward
+from toolagent_pl.rl import A2C
 
 class Twice(A2C):
     epochs = 2
@@ -33,92 +26,14 @@ class Twice(A2C):
 
 class Parts(A2C):
     minibatches = 4
-
-class OfEpisodes(OutcomeReward):
-    def __call__(self, env, rollout):
-        return rollout.outcome.correct.float()
-
-class Integers(OutcomeReward):
-    def __call__(self, env, rollout):
-        return super().__call__(env, rollout).long()
-
-class Nothing(OutcomeReward):
-    def __call__(self, env, rollout):
-        pass
-
-class Wide(BlindAgent):
-    def decode(self, *args):
-        policy, cache = super().decode(*args)
-        return Policy(torch.cat([policy.logits, policy.logits], 1), policy.value), cache
-
-class Flat(BlindAgent):
-    def decode(self, *args):
-        policy, cache = super().decode(*args)
-        return Policy(policy.logits[0], policy.value), cache
-
-class Column(BlindAgent):
-    def decode(self, *args):
-        policy, cache = super().decode(*args)
-        return Policy(policy.logits, policy.value[:, None]), cache
-
-class Bare(BlindAgent):
-    def decode(self, *args):
-        policy, cache = super().decode(*args)
-        return policy.logits, cache
-
-class NoCache(BlindAgent):
-    def prefill(self, problems):
-        pass
-
-class OneRow(BlindAgent):
-    def prefill(self, problems):
-        return BlindCache(super().prefill(problems).hidden[:1])
-
-class Fails(OutcomeReward):
-    def __call__(self, env, rollout):
-        raise KeyError("nothing")
-
-class Nowhere(A2C):
-    def advantages(self, *args):
-        pass
-
-class Loose(A2C):
-    def loss(self, *args):
-        return tuple(super().loss(*args))
-
-class Vector(A2C):
-    def loss(self, *args):
-        return super().loss(*args)._replace(value=torch.zeros(3))
-
-class Shorter(CalculatorEnv):
-    def step(self, state, action):
-        return super().step(state, action)._replace(steps=state.steps[:1])
-
-class Silent(CalculatorEnv):
-    def observe(self, state):
-        pass
-
-class Judged(CalculatorEnv):
-    def outcome(self, state):
-        return super().outcome(state)._replace(correct=state.steps)
-
-class Turned(BlindAgent):
-    def forward(self, rollout):
-        return Evaluation(*(x.T for x in super().forward(rollout)))
 """
-
-
-@pytest.fixture(autouse=True)
-def empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here", "without_pictures")
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
-    """A module of one's own in the working directory."""
-    (tmp_path / "mine.py").write_text(MINE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
+def mine(here):
+    """A module of algorithms in the working directory."""
+    (here / "mine.py").write_text(MINE)
 
 
 def read(directory: str | Path) -> EventAccumulator:
@@ -141,7 +56,6 @@ def checkpoint(run: int) -> dict:
     return torch.load(f"lightning_logs/version_{run}/checkpoints/last.ckpt", weights_only=True)
 
 
-@pytest.mark.usefixtures("pictures")
 def test_the_blind_agent_solves_every_problem(capsys):
     main(["fit", BLIND, "--trainer.accelerator=cpu"])
     values = last_values("lightning_logs/version_0")
@@ -175,14 +89,9 @@ def test_mixed_precision_learns():
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
 def test_counts_are_exact_in_low_precision(monkeypatch, capsys, precision):
     """With its 8 bits bfloat16 cannot tell 996 of 1,000 from all of them. All are right but those with target 72."""
-    monkeypatch.setattr(throughput, "GEMM_SIZE", 64)
-    execute = CalculatorEnv.outcome
+    monkeypatch.setitem(monitors.GEMM_SIZES, "cpu", 64)
     wrong = sum(a * b + c == 72 for a in range(10) for b in range(10) for c in range(10))
-
-    def outcome(self, state):
-        return execute(self, state)._replace(correct=state.target.ne(72), answer=state.target)
-
-    monkeypatch.setattr(CalculatorEnv, "outcome", outcome)
+    monkeypatch.setattr(CalculatorEnv, "solved", lambda _, state: state.target.ne(72))
     options = [*QUICK, "--trainer.max_epochs=1", "--data.eval_batch_size=300", f"--trainer.precision={precision}"]
     main(["fit", *options])
     table = " ".join(capsys.readouterr().out.split("Final greedy agent")[1].split())
@@ -193,7 +102,7 @@ def test_counts_are_exact_in_low_precision(monkeypatch, capsys, precision):
 
 def test_half_precision_unscales_gradients_before_they_are_clipped(monkeypatch):
     """Lightning offers 16-mixed on GPUs only; its plugin works anywhere."""
-    monkeypatch.setattr(throughput, "GEMM_SIZE", 64)  # CPUs are slow at it
+    monkeypatch.setitem(monitors.GEMM_SIZES, "cpu", 64)  # CPUs are slow at it
     Path("half.yaml").write_text(
         "trainer:\n  plugins:\n    - class_path: lightning.pytorch.plugins.MixedPrecision\n"
         "      init_args: {precision: 16-mixed, device: cpu}\n"
@@ -202,9 +111,11 @@ def test_half_precision_unscales_gradients_before_they_are_clipped(monkeypatch):
     for run, options in enumerate([[], ["--config=half.yaml"], ["--config=half.yaml", "--model.accumulate=2"]]):
         main(["fit", *QUICK, "--trainer.max_epochs=1", *options])
         norms.append([value for _, value in curve(run, "train/gradient_norm")])
-    assert len(norms[1]) == 3
-    assert norms[1] == pytest.approx(norms[0], rel=1)  # some other actions are drawn; the scale is 65,536
-    assert norms[2] == pytest.approx(norms[0], rel=1)
+    for scaled in norms[1:]:  # by 65,536; an update that overflows is left out, as it should be
+        pairs = [(one, other) for one, other in zip(norms[0], scaled, strict=True) if math.isfinite(other)]
+        assert len(pairs) >= 2
+        for one, other in pairs:
+            assert other == pytest.approx(one, rel=1)  # some other actions are drawn
 
 
 @pytest.mark.parametrize(
@@ -230,24 +141,7 @@ def test_gradients_are_clipped(clipping, largest):
     assert moved.norm().item() == pytest.approx(largest or norm, rel=1e-3)
 
 
-def test_the_gradient_norm_is_that_of_the_update_under_way(monkeypatch):
-    module = ToolAgent()
-    optimizer = module.configure_optimizers()
-    module._trainer = SimpleNamespace(world_size=1)
-    monkeypatch.setattr(module, "optimizers", lambda: optimizer)
-    monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
-    monkeypatch.setattr(optimizer, "step", lambda: None)
-    stream, norms = ProblemStream(module.stages, seed=0, batch_size=64, batches=2), []
-    for position, scale in enumerate((float("nan"), 1.0)):
-        module._optimize([module.learn(stream.batch(position), module.ent_coef).loss * scale])
-        norms.append(module.gradient_norm(optimizer))
-        assert module.gradient_norm(optimizer) is norms[-1]
-    assert [bool(norm.isfinite()) for norm in norms] == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "parts"), [("A2C", 4), ("A2C", 7), ("mine.Twice", 4), ("mine.Parts", 5), ("A2C", 1000)]
-)
+@pytest.mark.parametrize(("algorithm", "parts"), [("A2C", 7), ("mine.Twice", 4), ("mine.Parts", 1000)])
 @pytest.mark.usefixtures("mine")
 def test_accumulation_changes_nothing_but_the_memory(algorithm, parts):
     """Parts need not be of equal sizes."""
@@ -297,18 +191,18 @@ def test_a_schedule_can_wait_for_a_metric():
 def test_stages_of_patterns_and_of_operators_train(capsys):
     """As they stand in a configuration, unseen ones beside them, with an agent that reads."""
     Path("stages.yaml").write_text(
-        "data:\n"
-        "  stages:\n"
-        "    - T0\n"
-        "    - {name: easy, pattern: a-b}\n"
-        "    - {name: sums, operators: 2, tools: [ADD], digits: 2}\n"
-        "  unseen:\n"
-        "    - E3\n"
-        "    - {name: far, pattern: 'a-(b-c)'}\n"
+        "env:\n"
+        "  class_path: CalculatorEnv\n"
+        "  init_args:\n"
+        "    stages:\n"
+        "      - T0\n"
+        "      - {name: easy, pattern: a-b}\n"
+        "      - {name: sums, operators: 2, tools: [ADD], digits: 2}\n"
+        "    unseen: [E3, {name: far, pattern: 'a-(b-c)'}]\n"
+        "    max_steps: auto\n"
+        "    feedback: spans\n"
         "curriculum: {stages: [easy, [sums, easy], T0], every_n_epochs: 1, advance_at: null}\n"
-        "model:\n"
-        "  agent: {class_path: Reader}\n"
-        "  env: {class_path: CalculatorEnv, init_args: {max_steps: auto, feedback: spans}}\n"
+        "model: {agent: {class_path: Reader}}\n"
     )
     options = [*(option for option in QUICK if option not in ONE_STAGE), "--config=stages.yaml"]
     options += ["--data.batches_per_epoch=1", "--trainer.max_epochs=3", "--data.test_problems=50"]
@@ -316,8 +210,8 @@ def test_stages_of_patterns_and_of_operators_train(capsys):
     assert curve(0, "train/stage") == [(0, 1.0), (1, 2.0), (2, 0.0)]
     table = " ".join(capsys.readouterr().out.split("Final greedy agent")[1].split())
     for name, tried, notes in (
-        ("T0", "1,000", "all there are"), ("easy", "100", "all there are"), ("sums", "50", "held out"),
-        ("E3", "50", "held out, unseen"), ("far", "1,000", "all there are, unseen"),
+        ("T0", "1,000", "all"), ("easy", "100", "all"), ("sums", "50", "held out"),
+        ("E3", "50", "held out, unseen"), ("far", "1,000", "all, unseen"),
     ):  # fmt: skip
         assert re.search(rf"{name} {tried} [\d,]+ [\d.]+% (-|[\d.]+) {notes}", table), table
     main(["validate", *options, "--ckpt_path=last"])
@@ -326,51 +220,12 @@ def test_stages_of_patterns_and_of_operators_train(capsys):
     assert re.search(r"E3 +0 +- .*not tried", validated)
 
 
-@pytest.mark.parametrize(
-    ("option", "expected"),
-    [
-        ("reward=mine.OfEpisodes", "OfEpisodes.__call__: got float32 of shape [64] for the rewards, expected float32"),
-        ("reward=mine.Integers", "Integers.__call__: got int64 of shape [3, 64] for the rewards, expected float32 of"),
-        ("reward=mine.Nothing", "Nothing.__call__: got NoneType for the rewards, expected a tensor, float32 of shape"),
-        ("agent=mine.Wide", "Wide.decode: got float32 of shape [64, 12] for logits, expected float32 of shape [64, 6]"),
-        ("agent=mine.Flat", "Flat.decode: got float32 of shape [6] for logits, expected float32 of shape [64, 6]"),
-        ("agent=mine.Column", "Column.decode: got float32 of shape [64, 1] for value, expected float32 of shape [64]"),
-        ("agent=mine.Bare", "Bare.decode: got Tensor, expected a Policy and a cache"),
-        ("agent=mine.NoCache", "NoCache.prefill: got NoneType in the cache, expected tensors only"),
-        ("agent=mine.OneRow", "OneRow.prefill: got shape [1, 96] in the cache, expected a first dimension of 64"),
-        ("reward=mine.Fails", "Fails.__call__: got KeyError ('nothing') in line "),
-        ("algorithm=mine.Nowhere", "Nowhere.advantages: got NoneType, expected Advantages"),
-        ("algorithm=mine.Loose", "Loose.loss: got tuple, expected LossTerms"),
-        ("algorithm=mine.Vector", "Vector.loss: got float32 of shape [3] for value, expected float32 of shape []"),
-        ("env=mine.Shorter", "Shorter.step: got int64 of shape [1] for steps, expected int64 of shape [64]"),
-        ("env=mine.Silent", "Silent.observe: got NoneType, expected an Observation"),
-        ("env=mine.Judged", "Judged.outcome: got int64 of shape [64] for correct, expected bool of shape [64]"),
-        ("agent=mine.Turned", "Turned.forward: got float32 of shape [64, 3] for log_prob, expected float32 of shape"),
-    ],
-)
-@pytest.mark.usefixtures("mine")
-def test_what_a_class_of_ones_own_returns_is_checked(capsys, option, expected):
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", *QUICK, f"--model.{option}"])
-    assert str(stopped.value.code).startswith(f"error: {expected}")  # which is printed, and the exit code 1
-    assert "\n" not in str(stopped.value.code)
-    assert "Traceback" not in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("mine")
-def test_a_traceback_is_there_for_those_who_ask(monkeypatch, capsys):
-    monkeypatch.setenv("TOOLAGENT_TRACEBACK", "1")
-    with pytest.raises(SystemExit):
-        main(["fit", *QUICK, "--model.reward=mine.OfEpisodes"])
-    assert "Traceback" in capsys.readouterr().err
-
-
 def test_workers_change_nothing():
     """The curriculum reaches them from the first epoch on, and they make the same problems."""
     losses = []
     for run, workers in enumerate((0, 2)):
-        options = [*QUICK, "--trainer.max_epochs=3", "--curriculum.every_n_epochs=1", "--data.stages=[T0,T1]"]
-        main(["fit", *options, "--model.env.max_steps=4", f"--data.num_workers={workers}"])
+        options = [*QUICK, "--trainer.max_epochs=3", "--curriculum.every_n_epochs=1", "--env.stages=[T0,T1]"]
+        main(["fit", *options, "--env.max_steps=4", f"--data.num_workers={workers}"])
         losses.append(curve(run, "train/policy_loss"))
     assert losses[0] == losses[1]
     assert len(losses[0]) == 9

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ONE_STAGE, SHORT
-from toolagent_pl.cli import main
+from toolagent_pl.cli.main import main
 
 PAGE = (Path(__file__).parent.parent / "docs" / "trackers.md").read_text()
 COMMANDS = [shlex.split(line)[3:] for line in re.findall(r"^python -m toolagent_pl fit.*$", PAGE, re.MULTILINE)]
@@ -73,30 +73,3 @@ def test_mlflow_has_curves_samples_and_pictures(tmp_path):
     assert [file.path for file in client.list_artifacts(identity, "episodes/T0")] == ["episodes/T0/000002.png"]
     samples = Path(client.download_artifacts(identity, "samples/T0.txt", str(tmp_path))).read_text()
     assert all(line.endswith(("right", "wrong")) for line in samples.splitlines())
-
-
-BROKEN = """
-from lightning.pytorch.loggers import CSVLogger
-
-class Missing(CSVLogger):
-    def __init__(self, save_dir: str = "."):
-        raise ModuleNotFoundError("its package is not installed")
-
-class Refusing(CSVLogger):
-    def __init__(self, save_dir: str = "."):
-        raise RuntimeError("it does not like its options")
-"""
-
-
-@pytest.mark.parametrize(
-    ("logger", "reason"), [("Missing", "its package is not installed"), ("Refusing", "it does not like its options")]
-)
-def test_a_logger_that_cannot_be_made_is_refused_in_one_line(logger, reason, capsys, monkeypatch, tmp_path):
-    Path("broken.py").write_text(BROKEN)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", *QUICK, f"--trainer.logger=broken.{logger}"])
-    assert stopped.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set")]
-    assert line.startswith("error: ")
-    assert reason in line

@@ -35,12 +35,12 @@ def run() -> None:
     try:
         if sys.argv[1:2] and sys.argv[1] in OWN_COMMANDS:  # without Lightning, which loads longer than an answer takes
             with _loading():
-                command = importlib.import_module(f"toolagent_pl.commands.{sys.argv[1]}").main
+                command = importlib.import_module(f"toolagent_pl.cli.{sys.argv[1]}").main
             sys.exit(command(sys.argv[2:]))
 
         with _loading():
-            from toolagent_pl.cli import main
-            from toolagent_pl.process import outlive_readers
+            from toolagent_pl.cli.main import main
+            from toolagent_pl.training.ranks import outlive_readers
 
         outlive_readers()
         main()
@@ -67,7 +67,7 @@ def _loading() -> Iterator[None]:
 
 
 def script() -> None:
-    """The command ``toolagent_pl``: as with ``python -m``, modules of one's own lie in the working directory."""
+    """The command ``toolagent_pl``: as with ``python -m``, modules custom lie in the working directory."""
     sys.path.insert(0, os.getcwd())
     run()
 

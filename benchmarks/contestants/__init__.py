@@ -2,7 +2,7 @@
 
 One update: fresh problems, episodes of the reader in the calculator, two minibatches of PPO with clipped gradients and
 Adam. All have the weights of the agent that comes with the package, and a learning rate so low that it stays as it is.
-The others take as many steps with every problem as the textbook's plans have on average.
+The others take as many steps with every problem as the reference plans have on average.
 """
 
 from importlib import import_module
@@ -22,7 +22,7 @@ class Contestant(Protocol):
     actions: Any
 
     def update(self) -> SupportsFloat:
-        """Do one whole update, and return the loss, which need not be computed until someone makes a float of it."""
+        """Do one whole update, and return a number that is known once it is done: a float of it waits."""
 
 
 def reason_to_skip(name: str) -> str | None:

@@ -14,12 +14,12 @@ import torch
 from jax import Array, lax
 
 from benchmarks.bare import DEFAULT_RUN, STEADY_RATE, steps_of, trained_reader
-from toolagent_pl.agents.reader import STEEP
-from toolagent_pl.envs.registers import ACCUMULATOR, COPY, PLACE, VALUE
-from toolagent_pl.module import ToolAgent
-from toolagent_pl.problems import Problems
-from toolagent_pl.problems.stream import ProblemStream
-from toolagent_pl.tools import PADDING, Token
+from toolagent_pl import Problems, ToolAgent
+from toolagent_pl.envs.calculator.reader import STEEP
+from toolagent_pl.envs.calculator.registers import ACCUMULATOR, COPY, POSITION, VALUE
+from toolagent_pl.envs.calculator.tools import Token
+from toolagent_pl.rl.env import PADDING
+from toolagent_pl.training.stream import ProblemStream
 
 POOL = 2**15  # problems
 SHRINK = 0.05  # the reader's
@@ -41,16 +41,16 @@ class Task(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """Transitions and reports of the calculator, the actions, and tokens of multiply, add and subtract."""
+    """Transitions and reports of the calculator, the action ANS, and tokens of multiply, add and subtract."""
 
     transitions: Array
     reports: Array
-    actions: Array
+    answer: Array
     tools: Array
 
 
 class Steps(NamedTuple):
-    """A record of episodes, ``[T, B, ...]`` each; ``seen`` are the numbers that stand at the reported places."""
+    """A record of episodes, ``[T, B, ...]`` each; ``seen`` are the numbers that stand at the reported positions."""
 
     seen: Array
     present: Array
@@ -69,7 +69,8 @@ def task_of(module: ToolAgent, problems: Problems) -> tuple[Task, Rules]:
     transitions[:, 2:5] //= 2
     inside = torch.arange(width) < problems.length[:, None]
     told = (problems.prompt, problems.prompt_length, inside, state.registers, state.control, problems.target)
-    rules = (transitions, reports, module.agent.actions, torch.tensor(module.env.vocabulary.operators))
+    answer = torch.tensor(module.env.tokens.index(Token.ANS))
+    rules = (transitions, reports, answer, torch.tensor(module.env.vocabulary.operators))
     task, rest = ([jnp.asarray(x.int().numpy()) for x in part] for part in (told, rules))
     return Task(*task), Rules(*rest)
 
@@ -86,7 +87,7 @@ def linear(weights: Weights, name: str, x: Array) -> Array:
 
 
 def count(task: Task, vocabulary: int) -> tuple[Array, Array]:
-    """Tokens in each gap between numbers, ``[B, N + 1, V]``, and the number that each place belongs to."""
+    """Tokens in each gap between numbers, ``[B, N + 1, V]``, and the number that each token belongs to."""
     digit = task.prompt <= Token.D9
     last = digit & ~jnp.pad(digit[:, 1:], ((0, 0), (0, 1)))
     number = jnp.pad(last[:, :-1].cumsum(1), ((0, 0), (1, 0)))
@@ -107,7 +108,7 @@ def encode(weights: Weights, gaps: Array, before: Array, inside: Array) -> Array
 
 
 def decide(weights: Weights, looked: Array, present: Array, flags: Array) -> tuple[Array, Array]:
-    """Log-policy ``[..., A]`` and value, from what stands at the reported places, ``[..., P, S + d]``."""
+    """Log-policy ``[..., A]`` and value, from what stands at the reported positions, ``[..., P, S + d]``."""
     scores = weights["change_bias"].shape[0]
     score, bounded = looked[..., :scores], looked[..., scores:]
     both = (present[..., 1:] * present[..., :-1])[..., None]
@@ -136,25 +137,25 @@ def act(weights: Weights, encoded: Array, number: Array, task: Task, rules: Rule
         registers, control, over, applied, _ = carry
         report = rules.reports[control // pairs]
         flags = jnp.concatenate([report[:, :3], applied[:, None]], 1).astype(jnp.float32)
-        places = registers[rows[:, None], report[:, 3:], PLACE]
-        seen = jnp.where(places >= 0, number[rows[:, None], places], none)
-        present = (places >= 0).astype(jnp.float32)
+        positions = registers[rows[:, None], report[:, 3:], POSITION]
+        seen = jnp.where(positions >= 0, number[rows[:, None], positions], none)
+        present = (positions >= 0).astype(jnp.float32)
         log_policy, value = decide(weights, looked_at(encoded, seen), present, flags)
         below = jnp.exp(log_policy).cumsum(1)[:, :-1]
         action = (noise[:, None] > below).sum(1)
         log_prob = jnp.take_along_axis(log_policy, action[:, None], 1)[:, 0]
-        token = jnp.where(over, PADDING, rules.actions[action])
-        control, tool, left, right, target, idle = rules.transitions[control + token].T
+        called = jnp.where(over, PADDING, action)
+        control, tool, left, right, target, noops = rules.transitions[control + called].T
         left, right = registers[rows, left], registers[rows, right]
         a, b = left[:, VALUE], right[:, VALUE]
         result = jnp.select([tool == one for one in rules.tools], [a * b, a + b, a - b], a)
-        written = jnp.stack([result, jnp.where(tool == COPY, left[:, PLACE], right[:, PLACE])], 1)
+        written = jnp.stack([result, jnp.where(tool == COPY, left[:, POSITION], right[:, POSITION])], 1)
         registers = jnp.where((register == target[:, None])[..., None], written[:, None], registers)
-        answered = token == Token.ANS
+        answered = called == rules.answer
         right_answer = (registers[:, ACCUMULATOR, VALUE] == task.target) & (control < 2 * pairs)
         solved = answered & right_answer & (control // pairs % 2 == 1)
         taken = Steps(seen, present, flags, action, ~over, log_prob, value)
-        return (registers, control, over | answered, jnp.where(over, applied, idle == 0), carry[4] | solved), taken
+        return (registers, control, over | answered, jnp.where(over, applied, noops == 0), carry[4] | solved), taken
 
     no = jnp.zeros(len(number), bool)
     (*_, solved), steps = lax.scan(step, (task.registers, task.control, no, ~no, no), noise)
@@ -162,7 +163,7 @@ def act(weights: Weights, encoded: Array, number: Array, task: Task, rules: Rule
 
 
 def ppo_loss(weights: Weights, told: tuple[Array, ...], steps: Steps, advantages: Array, returns: Array) -> Array:
-    """The loss of a minibatch, as ``toolagent_pl.learning.PPO`` has it."""
+    """The loss of a minibatch, as ``toolagent_pl.rl.ppo.PPO`` has it."""
     log_policy, value = decide(weights, looked_at(encode(weights, *told), steps.seen), steps.present, steps.flags)
     log_prob = jnp.take_along_axis(log_policy, steps.action[..., None], -1)[..., 0]
     ratio = jnp.exp(jnp.where(steps.mask, log_prob - steps.log_prob, 0))
@@ -223,7 +224,7 @@ class Update:
 
     def __init__(self, batch: int, stage: str, width: int) -> None:
         module, self.length = trained_reader(stage, width), steps_of(stage)
-        self.pool, self.rules = task_of(module, ProblemStream(module.stages, 0, POOL, batches=1).batch(0))
+        self.pool, self.rules = task_of(module, ProblemStream(module.env, 0, POOL, batches=1).batch(0))
         weights = weights_of(module)
         self.state: State = (weights, *(jax.tree.map(jnp.zeros_like, weights) for _ in range(2)))
         self.batch, self.key, self.updates, self.actions = batch, jax.random.key(0), 0, 0

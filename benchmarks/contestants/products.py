@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bare import as_command_line, steps_of, trained_reader
+from toolagent_pl.envs.calculator.stages import Stages
 
 MINIBATCHES = 2
 ENCODER = ("symbol", "score")  # layers that see each number of a problem once, not each step
@@ -15,7 +16,7 @@ class Update:
     def __init__(self, batch: int, stage: str, width: int) -> None:
         as_command_line(batch)
         module, self.steps = trained_reader(stage, width), steps_of(stage)
-        numbers = 1 + max(module.stages.stages[0].operators or 0, 1)
+        numbers = Stages([stage]).operands
         layers = {name: part for name, part in module.agent.named_modules() if isinstance(part, nn.Linear)}
         self.batch, self.actions = batch, 0
         self.acting, self.learning = [], []

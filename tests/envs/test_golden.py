@@ -8,7 +8,7 @@ import torch
 
 from tests.reference import padded
 from toolagent_pl import CalculatorEnv, Problems, TutorialEnv
-from toolagent_pl.envs import execute
+from toolagent_pl.rl.env import execute
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -41,16 +41,16 @@ def test_the_tutorial_agrees_with_every_golden_row():
 
 
 def test_feedback_agrees_with_every_golden_row():
-    expressions, textbook_length, value, plans, reports = zip(*golden("feedback.json")["rows"], strict=True)
-    problems, env = Problems.from_expressions(expressions), CalculatorEnv(feedback="spans")
+    expressions, reference_length, value, plans, reports = zip(*golden("feedback.json")["rows"], strict=True)
+    problems, env = Problems.from_expressions(expressions), CalculatorEnv(feedback="spans").with_all_tokens()
     assert problems.size == 600
     assert problems.target.tolist() == list(value)
-    assert problems.textbook_length.tolist() == list(textbook_length)
+    assert problems.reference_length.tolist() == list(reference_length)
     states = execute(env, problems, torch.tensor(padded(plans)))
-    flags, places = (
+    flags, positions = (
         torch.stack(column, 1).tolist() for column in zip(*(env.observe(state) for state in states), strict=True)
     )
     for row, reported in enumerate(reports):
         steps = len(reported)
         assert steps == len(plans[row])
-        assert [list(pair) for pair in zip(flags[row][:steps], places[row][:steps], strict=True)] == reported
+        assert [list(pair) for pair in zip(flags[row][:steps], positions[row][:steps], strict=True)] == reported

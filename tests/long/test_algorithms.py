@@ -4,7 +4,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import BLIND
-from toolagent_pl.cli import main
+from toolagent_pl.cli.main import main
 
 ALGORITHMS = {
     "A2C": [],
@@ -22,7 +22,7 @@ ALGORITHMS = {
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_it_solves_the_stages(name, tmp_path):
     options = [f"--model.algorithm={name}", "--model.algorithm.ent_coef=0.05", *ALGORITHMS[name]]
-    options += ["--polish.at=null", "--solved.plan_length=null", "--trainer.accelerator=cpu"]
+    options += ["--annealing.at=null", "--solved.plan_length=null", "--trainer.accelerator=cpu"]
     main(["fit", BLIND, *options, f"--trainer.default_root_dir={tmp_path}"])
     events = EventAccumulator(str(tmp_path / "lightning_logs/version_0"))
     events.Reload()

@@ -17,15 +17,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training.compare import difference
+
 pytestmark = pytest.mark.long
 KILLS = int(os.environ.get("CHAOS_KILLS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 KILLS_OF_A_RUN = 10
 EVERY_N_BATCHES = 7
 FIT = ["--trainer.accelerator=cpu", "--trainer.max_epochs=20", "--data.batch_size=64", "--data.val_problems=50"]
-FIT += ["--data.batches_per_epoch=10", "--data.stages=[E1,T0]", "--data.unseen=[]", "--data.test_problems=50"]
+FIT += ["--data.batches_per_epoch=10", "--env.stages=[E1,T0]", "--env.unseen=[]", "--data.test_problems=50"]
 FIT += ["--curriculum.stages=[E1,T0]", "--curriculum.ent_targets=null", "--curriculum.every_n_epochs=2"]
-FIT += ["--polish.at=0.01", "--polish.batches=100", "--solved.accuracy=null", "--trainer.enable_progress_bar=false"]
+FIT += [
+    "--annealing.at=0.01",
+    "--annealing.batches=100",
+    "--solved.accuracy=null",
+    "--trainer.enable_progress_bar=false",
+]
 FIT += [f"--checkpoint.every_n_batches={EVERY_N_BATCHES}", "--trainer.callbacks=chaos_batches.Batches"]
 FIT += ["--ckpt_path=auto"]
 CALLBACK = """
@@ -132,18 +139,6 @@ def children(pid: int) -> list[int]:
 def is_running(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(state.strip()) and not state.startswith("Z")
-
-
-def difference(one, other, name: str = "checkpoint") -> str | None:
-    """Name of the first thing that differs in two nested containers of tensors, to the bit."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return None if one.dtype == other.dtype and torch.equal(one, other) else name
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return next(filter(None, (difference(one[key], other[key], f"{name}.{key}") for key in one)), None)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return next(filter(None, (difference(a, b, f"{name}[{i}]") for i, (a, b) in pairs)), None)
-    return None if type(one) is type(other) and one == other else name
 
 
 def end_of(run: Run) -> dict:

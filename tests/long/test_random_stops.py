@@ -12,7 +12,7 @@ import pytest
 
 from tests.forked import Forked, start_ranks
 from tests.long.test_chaos import difference
-from tests.test_stops import OPTIONS, OWN, WHOLE, curves, end_of, run, whole, without_test_and_pictures  # noqa: F401
+from tests.training.test_stops import OPTIONS, OWN, WHOLE, curves, end_of, run, whole, without_test_and_pictures  # noqa: F401
 
 pytestmark = pytest.mark.long
 STOPS = int(os.environ.get("STOPS", "50"))
@@ -20,7 +20,7 @@ STOPS_OF_RANKS = int(os.environ.get("STOPS_OF_RANKS", "4"))
 SEED = int(os.environ.get("STOPS_SEED", "0"))
 PATIENCE = 120  # seconds
 BATCHES, EPOCH = 24, 4
-MOST_IN_A_ROW = 4
+MAX_IN_A_ROW = 4
 BATCH_HOOKS = ["on_train_batch_start", "on_before_zero_grad", "on_before_optimizer_step", "on_train_batch_end"]
 EPOCH_HOOKS = ["on_train_epoch_start", "on_validation_start", "on_validation_batch_start", "on_validation_batch_end"]
 EPOCH_HOOKS += ["on_validation_epoch_end", "on_validation_end", "on_train_epoch_end", "on_train_end"]
@@ -50,7 +50,7 @@ def rows(left: int) -> list[list[tuple[str, list[str]]]]:
     """So many stops, some in a row, one list for each run."""
     rng, found = random.Random(SEED), []
     while left:
-        count = min(left, rng.randrange(1, MOST_IN_A_ROW + 1))
+        count = min(left, rng.randrange(1, MAX_IN_A_ROW + 1))
         found.append([draw_stop(rng) for _ in range(count)])
         left -= count
     return found

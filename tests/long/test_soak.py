@@ -21,11 +21,11 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc"),
 ]
 MINUTES = float(os.environ.get("SOAK_MINUTES", "3"))
-ENDLESS = ["--trainer.max_epochs=-1", "--solved.accuracy=null", "--polish.at=null", "--trainer.accelerator=cpu"]
+ENDLESS = ["--trainer.max_epochs=-1", "--solved.accuracy=null", "--annealing.at=null", "--trainer.accelerator=cpu"]
 WARM_UP = 0.1  # share of the time that does not count, but not more than two minutes
 EVERY = 1.0  # seconds between two samples
 EDGE = 0.2  # share of the samples that the first and the last value are from
-MOST_GROWTH = 0.05  # of memory
+MAX_GROWTH = 0.05  # of memory
 
 
 class Sample(NamedTuple):
@@ -49,7 +49,7 @@ def grown(samples: list[Sample]) -> list[str]:
     edge = max(2, int(len(samples) * EDGE))
     first, last = samples[:edge], samples[-edge:]
     before, after = (statistics.median(sample.megabytes for sample in part) for part in (first, last))
-    faults = [f"memory grew from {before:.0f} to {after:.0f} MB"] if after > (1 + MOST_GROWTH) * before else []
+    faults = [f"memory grew from {before:.0f} to {after:.0f} MB"] if after > (1 + MAX_GROWTH) * before else []
     for name in ("handles", "threads"):
         # The fewest: a handle that is open for a moment is not leaked, one that is leaked is there in each sample.
         before, after = (min(getattr(sample, name) for sample in part) for part in (first, last))

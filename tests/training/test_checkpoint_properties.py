@@ -1,0 +1,119 @@
+"""Checkpoint files: they come back bit for bit, and a damaged one is refused or is the same."""
+
+import math
+import struct
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from toolagent_pl.training.checkpoints import AtomicCheckpointIO
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+DTYPES += [torch.int64, torch.int32, torch.uint8, torch.bool]
+
+
+@st.composite
+def tensors(draw):
+    """Of any bits, so with every NaN there is; some are views with gaps."""
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(st.lists(st.integers(0, 4), max_size=3))
+    count = math.prod(shape)
+    raw = draw(st.binary(min_size=count * dtype.itemsize, max_size=count * dtype.itemsize))
+    if dtype == torch.bool:
+        raw = bytes(byte % 2 for byte in raw)
+    made = torch.frombuffer(bytearray(raw), dtype=dtype) if count else torch.zeros(0, dtype=dtype)
+    made = made.view(shape)
+    return made.t() if made.ndim == 2 and draw(st.booleans()) else made
+
+
+nans = st.integers(1, 2**52 - 1).map(lambda bits: struct.unpack("<d", struct.pack("<Q", 0x7FF0000000000000 | bits))[0])
+numbers = st.integers() | st.floats() | nans | st.booleans()
+plain = st.none() | numbers | st.text(st.characters(exclude_categories=["Cs"]))
+keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.integers(0, 100)
+trees = st.recursive(
+    plain | tensors(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(keys, inner, max_size=4)
+        | st.dictionaries(keys, inner, max_size=3).map(OrderedDict)
+    ),
+    max_leaves=12,
+)
+checkpoints = st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), trees, max_size=5)
+
+
+def bits(tree):
+    """A tree as something that is equal only where every bit and every type is."""
+    if isinstance(tree, torch.Tensor):
+        contiguous = tree.contiguous().view(-1)
+        content = contiguous.view(torch.uint8).numpy().tobytes() if tree.numel() else b""
+        return "tensor", str(tree.dtype), tuple(tree.shape), content
+    if isinstance(tree, dict):
+        return type(tree).__name__, [(bits(key), bits(value)) for key, value in tree.items()]
+    if isinstance(tree, list | tuple):
+        return type(tree).__name__, [bits(value) for value in tree]
+    if isinstance(tree, float):
+        return "float", struct.pack("<d", tree)
+    return type(tree).__name__, tree
+
+
+@pytest.fixture(scope="module")
+def file():
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory) / "some.ckpt"
+
+
+@given(checkpoint=checkpoints)
+def test_what_is_written_is_read_bit_for_bit(file, checkpoint):
+    AtomicCheckpointIO().save_checkpoint(checkpoint, file)
+    assert bits(AtomicCheckpointIO().load_checkpoint(file)) == bits(checkpoint)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def same_or_refused(file, checkpoint) -> bool:
+    """Whether a damaged file is read as if it were whole; if not, it must be refused without a crash."""
+    refused, found = "", None
+    try:
+        found = AtomicCheckpointIO().load_checkpoint(file)
+    except ValueError as error:
+        refused = str(error)
+    if refused:
+        assert refused.startswith(f"ckpt_path: got {file}, expected a checkpoint")
+    else:
+        assert bits(found) == bits(checkpoint)
+    return not refused
+
+
+@given(checkpoint=checkpoints, share=st.floats(0, 1, exclude_max=True))
+def test_no_part_of_a_file_is_taken_for_the_whole(file, checkpoint, share):
+    AtomicCheckpointIO().save_checkpoint(checkpoint, file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    assert not same_or_refused(file, checkpoint)
+
+
+@given(checkpoint=checkpoints, share=st.floats(0, 1, exclude_max=True), flipped=st.integers(1, 255))
+def test_a_changed_byte_is_noticed_or_does_not_matter(file, checkpoint, share, flipped):
+    AtomicCheckpointIO().save_checkpoint(checkpoint, file)
+    changed = bytearray(file.read_bytes())
+    changed[int(share * len(changed))] ^= flipped
+    file.write_bytes(changed)
+    same_or_refused(file, checkpoint)
+
+
+@given(checkpoint=checkpoints, share=st.floats(0, 1, exclude_max=True), flipped=st.integers(1, 255))
+def test_a_changed_byte_in_a_tensor_is_noticed(file, checkpoint, share, flipped):
+    checkpoint["weights"] = torch.randn(500)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, file)
+    changed = bytearray(file.read_bytes())
+    content = checkpoint["weights"].numpy().tobytes()
+    assume(changed.count(content) == 1)
+    changed[changed.index(content) + int(share * len(content))] ^= flipped
+    file.write_bytes(changed)
+    assert not same_or_refused(file, checkpoint)

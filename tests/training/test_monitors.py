@@ -1,0 +1,151 @@
+"""What watches a run: numbers that are none, ranks that differ, and speed."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
+
+from tests.training.counting import data, module, trainer
+from toolagent_pl.rl.a2c import A2C
+from toolagent_pl.rl.rewards import OutcomeReward
+from toolagent_pl.training import monitors
+from toolagent_pl.training.checkpoint_callback import Checkpoint
+from toolagent_pl.training.monitors import NonFiniteError, RanksAgree, RanksDisagreeError, StopOnNonFinite, Throughput
+from toolagent_pl.training.schedule import Annealing, CurriculumCallback
+
+PAUSE = 1.0
+BATCH = 8
+
+
+class SlowValidation(Callback):
+    """Takes its time in each validation, and keeps how long training took."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def on_validation_start(self, trainer, pl_module):
+        time.sleep(PAUSE)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        rate = trainer.callback_metrics["throughput/episodes_per_second"]
+        self.seconds.append(4 * BATCH / float(rate))
+
+
+def test_validation_does_not_count_whether_it_ends_an_epoch_or_interrupts_it():
+    slow = SlowValidation()
+    options = {"max_epochs": 2, "val_check_interval": 2, "log_every_n_steps": 4}
+    trainer(slow, Throughput(), **options).fit(module(), data(batches_per_epoch=4))
+    assert len(slow.seconds) == 2
+    assert min(slow.seconds) < PAUSE
+
+
+def test_the_clock_begins_where_a_run_goes_on(tmp_path, monkeypatch):
+    """In the middle of an epoch, which does not begin again. The system's clock counts from its start."""
+    problems = data(batches_per_epoch=4)
+    trainer(Checkpoint(), max_steps=6, default_root_dir=tmp_path).fit(module(algorithm=A2C()), problems)
+    clock = time.perf_counter
+    monkeypatch.setattr("toolagent_pl.training.monitors.time.perf_counter", lambda: clock() + 1e6)
+    again = trainer(Checkpoint(), Throughput(), max_epochs=2, log_every_n_steps=1, default_root_dir=tmp_path)
+    seen = []
+    again.callbacks.append(seeing := Callback())
+    seeing.on_train_batch_end = lambda *_: seen.append(float(again.callback_metrics["throughput/tokens_per_second"]))
+    again.fit(module(algorithm=A2C()), problems, ckpt_path=tmp_path / "checkpoints/last.ckpt")
+    assert len(seen) == 2
+    assert min(seen) > 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("32-true", torch.float32), ("bf16-true", torch.bfloat16), ("bf16-mixed", torch.bfloat16),
+     ("16-mixed", torch.float16), ("64-true", torch.float64)],
+)  # fmt: skip
+def test_the_peak_is_that_of_the_numbers_that_are_multiplied(monkeypatch, precision, dtype):
+    asked = []
+    monkeypatch.setattr(monitors, "get_available_flops", lambda _, kind: asked.append(kind) or 3e13)
+    assert monitors.peak_flops(torch.device("cuda"), precision) == 3e13
+    assert asked == [dtype]
+    monkeypatch.setitem(monitors.GEMM_SIZES, "cpu", 64)
+    assert 1e6 < monitors.peak_flops(torch.device("cpu"), precision) < 1e14
+
+
+class Broken(OutcomeReward):
+    """Pays what is no number in the third batch."""
+
+    calls = 0
+
+    def __call__(self, env, rollout):
+        self.calls += rollout.samples * len(rollout.solved) == BATCH
+        return super().__call__(env, rollout) * (float("nan") if self.calls == 3 else 1.0)
+
+
+@pytest.mark.parametrize("logger", [False, True])
+def test_a_run_whose_numbers_are_none_stops_and_keeps_the_batch_in_its_folder(tmp_path, logger):
+    checkpoint = Checkpoint(1, dirpath=str(tmp_path / "elsewhere" / "there"))
+    curves = CSVLogger(tmp_path, "runs", "one") if logger else False
+    run = trainer(StopOnNonFinite(), checkpoint, max_epochs=5, logger=curves, default_root_dir=tmp_path)
+    problems = data(batch_size=BATCH, batches_per_epoch=4)
+    with pytest.raises(NonFiniteError, match=f"^step 2: .* last checkpoint: {checkpoint.dirpath}/last.ckpt"):
+        run.fit(module(reward=Broken()), problems)
+    folder = tmp_path / "runs/one" if logger else tmp_path
+    kept = torch.load(folder / "not_finite_step2.rank0.pt", weights_only=True)
+    assert kept["step"] == 2
+    assert kept["batch"]["number"].tolist() == list(range(2 * BATCH, 3 * BATCH))
+    assert [path.name for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()] == ["last.ckpt"]
+    saved = torch.load(checkpoint.last_path, weights_only=True)
+    assert saved["toolagent_pl"]["batches_seen"] == 2
+    assert all(bool(tensor.isfinite().all()) for tensor in saved["state_dict"].values())
+
+
+def changed_weights(rank):
+    next(rank.module.parameters()).data.view(-1)[0] += 1e-6
+
+
+def changed_step(rank):
+    rank.module.batches_seen += 1
+
+
+def changed_weight_of_the_entropy(rank):
+    rank.module.ent_coef = rank.module.ent_coef * (1 + 1e-15)
+
+
+def changed_curriculum(rank):
+    rank.curriculum.phase += 1
+
+
+def changed_annealing(rank):
+    rank.annealing.since = 0
+
+
+def changed_doubles_weights(rank):
+    """By less than a float32 can tell."""
+    next(rank.module.parameters()).data.view(-1)[0] *= 1 + 1e-15
+
+
+@pytest.mark.parametrize(
+    "change",
+    [changed_weights, changed_step, changed_weight_of_the_entropy, changed_curriculum, changed_annealing,
+     changed_doubles_weights],
+)  # fmt: skip
+def test_whatever_differs_between_ranks_is_named(change):
+    states = []
+
+    def all_gather(state):
+        states.append(state)
+        return torch.stack([state] * 3 if len(states) <= 3 else states[:3])
+
+    for number in (0, 1, 2, 0):
+        rank = SimpleNamespace(module=module(), curriculum=CurriculumCallback(advance_at=0.9), annealing=Annealing())
+        if change is changed_doubles_weights:
+            rank.module.double()
+        if number == 1:
+            change(rank)
+        run = SimpleNamespace(world_size=3, callbacks=[rank.curriculum, rank.annealing])
+        run.strategy = SimpleNamespace(all_gather=all_gather)
+        if len(states) < 3:
+            RanksAgree().on_train_start(run, rank.module)  # equal ranks
+    what = change.__name__.removeprefix("changed_").removeprefix("doubles_").replace("_", " ")
+    with pytest.raises(RanksDisagreeError, match=f"^step 0: {what} of rank 1 differ from rank 0"):
+        RanksAgree().on_validation_end(run, rank.module)

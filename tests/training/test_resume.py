@@ -1,0 +1,215 @@
+"""A run that is stopped anywhere ends with the same weights as one that was not."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import BLIND
+from tests.forked import Forked
+from tests.training.compare import difference, read
+from toolagent_pl.cli.main import main
+
+# 70 batches in epochs of 10; a checkpoint every 7 batches falls anywhere in an epoch, and on the end of the last.
+OPTIONS = [
+    BLIND,
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=7",
+    "--data.batch_size=64",
+    "--data.val_problems=50",
+]
+OPTIONS += ["--checkpoint.every_n_batches=7", "--curriculum.every_n_epochs=2", "--trainer.log_every_n_steps=1"]
+OPTIONS += ["--env.stages=[T0,T1]", "--env.max_steps=4", "--solved.accuracy=null", "--annealing.at=null"]
+OWN = """
+from lightning.pytorch import Callback
+from toolagent_pl.rl.a2c import A2C
+
+class Twice(A2C):
+    epochs = 2
+    minibatches = 2
+
+class Steered(Twice):
+    def __init__(self):
+        super().__init__(ent_coef=0.02, ent_target=0.9)
+
+class Killed(Callback):
+    '''In the middle of an update, three batches behind a checkpoint that lies in the middle of an epoch.'''
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        if module.batches_seen == 24:
+            raise SystemExit("killed")
+"""
+
+
+def start(directory: Path, *options: str) -> Forked:
+    return Forked(directory, ["fit", *OPTIONS, *options])
+
+
+def finish(directory: Path, *options: str) -> str:
+    process = start(directory, *options)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def last(directory: Path) -> Path:
+    return directory / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+def batches_of(path: Path) -> int:
+    batches: int = torch.load(path, weights_only=True)["toolagent_pl"]["batches_seen"]
+    return batches
+
+
+def same(one: Path, other: Path, batches: int = 70) -> bool:
+    """Whether two finished runs are bit for bit in the same state."""
+    states = [torch.load(path, weights_only=True) for path in (one, other)]
+    weights = [state["state_dict"] for state in states]
+    moments = [[m for p in state["optimizer_states"][0]["state"].values() for m in p.values()] for state in states]
+    return (
+        difference(states[0]["toolagent_pl"], states[1]["toolagent_pl"]) is None
+        and states[0]["toolagent_pl"]["batches_seen"] == batches
+        and states[0]["global_step"] == states[1]["global_step"]
+        and all(
+            states[0]["callbacks"][name] == states[1]["callbacks"][name] for name in ("CurriculumCallback", "Annealing")
+        )
+        and states[0]["optimizer_states"][0]["param_groups"] == states[1]["optimizer_states"][0]["param_groups"]
+        and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        and all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    finish(directory)
+    return directory
+
+
+def wait_for_step(directory: Path, step: int, process: Forked | subprocess.Popen[str]) -> None:
+    """Wait until a checkpoint of at least ``step`` batches is there. Reading it must never fail."""
+    for _ in range(6000):
+        assert process.poll() is None, process.communicate()[0]
+        if last(directory).exists() and batches_of(last(directory)) >= step:
+            return
+        time.sleep(0.005)
+    raise AssertionError("no checkpoint")
+
+
+def test_killed_again_and_again_it_ends_the_same(tmp_path, uninterrupted):
+    draw = random.Random(0)
+    resume: list[str] = []
+    for step in (7, 28, 49):
+        process = start(tmp_path, *resume)
+        wait_for_step(tmp_path, step, process)
+        time.sleep(draw.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        resume = ["--ckpt_path=last"]
+    output = finish(tmp_path, *resume)
+    assert "resum" not in output.lower()  # Lightning warns of loaders that it cannot resume
+    assert same(last(tmp_path), last(uninterrupted))
+    # One curve: every update once, with the same values.
+    assert curves(tmp_path) == curves(uninterrupted)
+
+
+def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    events = read(directory / "lightning_logs" / "version_0")
+    names = ("train/reward", "train/entropy", "train/ent_coef", "train/learning_rate", "train/stage", "train/annealing")
+    names += ("val/T0_accuracy", "val/T1_accuracy")
+    there = [name for name in names if name in events.Tags()["scalars"]]
+    assert len(there) > 6
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in there}
+
+
+ANNEALING = ["--env.stages=[T0]", "--annealing.at=0.01", "--annealing.ent_target=0.6", "--annealing.step_cost=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        (["--model.algorithm=own.Twice"], 4),
+        (["--model.algorithm=own.Steered"], 4),
+        (["--model.algorithm=PPO", "--model.accumulate=2", "--model.algorithm.ent_target=0.5"], 4),
+        (["--model.replay=SuccessReplay", "--model.algorithm.ent_target=0.5"], 4),
+        ([*ANNEALING, "--annealing.decay=false"], 4),
+        ([*ANNEALING, "--annealing.batches=25", "--annealing.decay=true", "--model.algorithm=own.Twice"], 7),
+    ],
+    ids=["several updates a batch", "entropy is steered", "PPO in parts", "replay", "annealing", "annealing to an end"],
+)
+def test_whatever_a_batch_does_it_ends_the_same(tmp_path, monkeypatch, options, epochs):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    fit = ["fit", *OPTIONS, *options, f"--trainer.max_epochs={epochs}"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for directory in (whole, stopped):
+        directory.mkdir()
+    monkeypatch.chdir(whole)
+    main(fit)
+    monkeypatch.chdir(stopped)
+    with pytest.raises(SystemExit, match="killed"):
+        main([*fit, "--trainer.callbacks=own.Killed"])
+    assert batches_of(last(stopped)) == 21
+    main([*fit, "--ckpt_path=last"])
+    found = curves(stopped)
+    batches = len(found["train/reward"])
+    assert same(last(stopped), last(whole), batches)
+    assert found == curves(whole)
+    # The test does what its name says.
+    steered = len({value for _, value in found["train/ent_coef"]}) > 10
+    assert steered == (options != ["--model.algorithm=own.Twice"])
+    annealed = [step for step, value in found["train/annealing"] if value]
+    assert bool(annealed) == (ANNEALING[0] in options)
+    if epochs == 7:
+        assert batches == 40
+        assert found["train/learning_rate"][-1][1] == pytest.approx(0.006 * 0.02)
+        main([*fit, "--ckpt_path=last"])  # there is nothing left to do
+        assert batches_of(last(stopped)) == batches
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_told_to_stop_it_saves_and_goes_on_later(tmp_path, uninterrupted, number):
+    process = start(tmp_path)
+    wait_for_step(tmp_path, 14, process)
+    told = time.monotonic()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=20)
+    assert time.monotonic() - told < 5
+    assert process.returncode == 128 + number
+    saved, words = output.splitlines()[-1].split(". To go on: python -m toolagent_pl ")
+    assert tmp_path / saved.removeprefix("Stopped; all is saved in ") == last(tmp_path)
+    process = Forked(tmp_path, words.split())
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert same(last(tmp_path), last(uninterrupted))
+
+
+def test_going_on_with_other_problems_is_refused(uninterrupted, monkeypatch, capsys):
+    monkeypatch.chdir(uninterrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *OPTIONS, "--ckpt_path=last", "--data.batch_size=128"])
+    assert stopped.value.code == 2
+    assert "data.batch_size: got 128, expected 64 as in the checkpoint" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    process = start(tmp_path)
+    wait_for_step(tmp_path, 7, process)
+    process.kill()
+    process.communicate()
+    before = last(tmp_path).read_bytes()
+    (last(tmp_path).parent / ".last.ckpt.unfinished").unlink(missing_ok=True)
+    (last(tmp_path).parent / ".last.ckpt.unfinished").mkdir()  # stands in the way of the new file, for root too
+    process = start(tmp_path, "--ckpt_path=last")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    written = last(tmp_path).relative_to(tmp_path)
+    assert f"{written} (Is a directory); the one before it is intact" in output
+    assert last(tmp_path).read_bytes() == before

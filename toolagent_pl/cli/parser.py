@@ -1,0 +1,72 @@
+"""What the commands that are not Lightning's share: how their words are read, and how they end."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+RUNS = "lightning_logs/version_*/checkpoints/last.ckpt"
+USAGE_ERROR = 2
+INTERRUPTED = 130  # what shells expect of a program that was stopped from the keyboard
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Says in one line what is wrong.
+
+    Args:
+        command: The word behind ``python -m toolagent_pl``.
+        options: Those of ``ArgumentParser``.
+    """
+
+    def __init__(self, command: str, **options: Any) -> None:
+        super().__init__(
+            prog=f"python -m toolagent_pl {command}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+        self.command = command
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with code 2."""
+        self.exit(USAGE_ERROR, f"error: {message}; see {self.command} --help\n")
+
+    def add_overwrite(self) -> None:
+        """Let files be replaced."""
+        self.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
+    def add_ckpt_path(self) -> None:
+        """Let an agent be named; ``agent_path`` says where it is."""
+        self.add_argument(
+            "--ckpt_path",
+            metavar="PATH",
+            help="a checkpoint, or last for that of the newest run here, or the folder of a saved agent "
+            "(default: the agent that comes with the package)",
+        )
+        self.add_argument(
+            "--allow_custom",
+            action="store_true",
+            help="run code from outside of the package that the agent is made of: its class, its environment, tools",
+        )
+
+
+def agent_path(options: argparse.Namespace) -> str | Path | None:
+    """Where the agent is that was named; None for the one that comes with the package.
+
+    Raises:
+        ValueError: If the newest run was asked for, and there is none.
+    """
+    path: str | None = options.ckpt_path
+    if path != "last":
+        return path
+    found = sorted(Path().glob(RUNS), key=lambda run: run.stat().st_mtime)
+    if not found:
+        raise ValueError(f"ckpt_path: got last, expected a run, {RUNS}, in {Path.cwd()}")
+    return found[-1]
+
+
+def failed(error: Exception | str) -> int:
+    """Say what is wrong in one line, behind what was printed before it; the exit status."""
+    sys.stdout.flush()
+    print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    return USAGE_ERROR

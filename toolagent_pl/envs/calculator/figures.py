@@ -1,0 +1,98 @@
+"""Pictures of what an agent does with arithmetic: accuracies by kind of problem, and one episode as a drawing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from toolagent_pl.envs.calculator.shapes import by_shape
+from toolagent_pl.envs.calculator.tools import POSITIONS
+from toolagent_pl.rl.env import execute
+from toolagent_pl.rl.figures import COLORS, accuracy_bars, actions_by_step
+from toolagent_pl.rl.rollout import Rollout
+
+MAX_SHAPES = 24
+MIN_TOKENS = 17  # that a picture of an episode is wide
+
+
+def all_figures(env: Any, rollouts: Sequence[Rollout]) -> dict[str, Figure]:
+    """Accuracy by number of operators and by shape of tree, tools by step, and the first episode of each stage.
+
+    Args:
+        env: The environment, a ``RegisterEnv``.
+        rollouts: One for each stage.
+    """
+    drawn = {
+        "pictures/accuracy_by_operators": accuracy_by_operators(rollouts),
+        "pictures/accuracy_by_shape": accuracy_by_shape(rollouts),
+        "pictures/tools_by_step": actions_by_step(env.actions, rollouts),
+    }
+    for rollout in rollouts:
+        drawn[f"episodes/{env.stage_name(int(rollout.problems.stage[0]))}"] = episode(rollout, env)
+    return drawn
+
+
+def accuracy_by_operators(rollouts: Sequence[Rollout]) -> Figure:
+    """Share of right answers by number of operators."""
+    operators = torch.cat([rollout.problems.length - 1 for rollout in rollouts])
+    solved = torch.cat([rollout.solved for rollout in rollouts])
+    groups = operators.unique().tolist()
+    chosen = [solved[operators == one] for one in groups]
+    return accuracy_bars(groups, [float(one.float().mean()) for one in chosen], [*map(len, chosen)], "operators")
+
+
+def accuracy_by_shape(rollouts: Sequence[Rollout]) -> Figure:
+    """Share of right answers by shape of tree: the worst shapes, written with dots as operands."""
+    worst = by_shape((rollout.problems, rollout.solved) for rollout in rollouts)[:MAX_SHAPES]
+    figure = Figure(figsize=(8, 0.28 * len(worst) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(worst)), [one.right / one.tried for one in worst], color=COLORS[0])
+    axes.set_yticks(range(len(worst)), [f"{one.shape}  ({one.tried})" for one in worst], fontfamily="monospace")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_title("right answers by shape of tree, worst first (problems tried)")
+    return figure
+
+
+def episode(rollout: Rollout, env: Any, row: int = 0, room: tuple[int, int] | None = None) -> Figure:
+    """One episode as a drawing: each call with the accumulator after it, below it the prompt and reported positions.
+
+    An episode that goes on ends with what there is before its next call. Narrow and tall, since TensorBoard shows
+    pictures in columns some 300 pixels wide.
+
+    Args:
+        env: The environment that it ran in, a ``RegisterEnv``.
+        room: For how many tokens and lines there is room, for pictures of one size; just enough without it.
+    """
+    one = rollout.select(torch.tensor([row], device=rollout.mask.device))
+    problems = one.problems
+    prompt = [env.vocabulary.symbol(token) for token in problems.prompt[0, : int(problems.prompt_length) - 1].tolist()]
+    actions = one.visible_actions
+    states = execute(env, problems, actions)
+    names = [env.actions[action] for action in actions[0].tolist() if action >= 0]
+    positions = one.observations.positions[:, 0]  # [T, P]
+    goes_on = len(names) < len(positions) and not bool(one.final.terminated | one.final.truncated)
+    tokens, lines = room or (len(prompt), len(names) + goes_on)
+    width = max(tokens, MIN_TOKENS)
+    figure = Figure(figsize=(0.17 * width, 0.58 * lines + 0.6))
+    axes = figure.add_axes((0, 0, 1, 0.58 * lines / (0.58 * lines + 0.6)))  # the legend stands above
+    axes.set_xlim(-0.7, width - 0.3)
+    axes.set_ylim(lines - 0.4, -0.6)
+    axes.axis("off")
+    for step in range(len(names) + goes_on):
+        for x, symbol in enumerate(prompt):
+            axes.text(x, step + 0.02, symbol, family="monospace", ha="center", va="center", fontsize=11)
+        for i, place in enumerate(positions[step].tolist()):
+            if place >= 0:
+                axes.plot([place - 0.4, place + 0.4], [step + 0.21 + 0.05 * i] * 2, color=COLORS[i], linewidth=2)
+        if step < len(names):
+            after = states[step + 1]
+            value = str(int(after.value[0])) if bool(after.valued[0]) else "-"
+            said = f"{names[step]}  {value}"
+            axes.text(-0.4, step - 0.34, said, family="monospace", va="center", weight="bold", fontsize=11)
+    if positions.shape[1]:
+        for name, color in zip(POSITIONS, COLORS, strict=False):
+            axes.plot([], [], color=color, linewidth=2, label=name)
+        figure.legend(loc="upper left", ncols=2, fontsize=9, frameon=False, handlelength=1, columnspacing=1)
+    return figure

@@ -1,0 +1,8 @@
+"""Countdown: planning on values."""
+
+from toolagent_pl.envs.countdown.agent import AfterstateAgent, CountdownAgent
+from toolagent_pl.envs.countdown.env import CountdownEnv
+from toolagent_pl.envs.countdown.problems import Stage
+from toolagent_pl.envs.countdown.solve import CountdownSolver
+
+__all__ = ["AfterstateAgent", "CountdownAgent", "CountdownEnv", "CountdownSolver", "Stage"]

@@ -1,0 +1,188 @@
+"""Checkpoints to resume from: every few updates, at the end, and when the run is told to stop."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from torch import Tensor, distributed
+
+from toolagent_pl.rl.checks import check_range
+from toolagent_pl.training.checkpoints import AtomicCheckpointIO, guard_restoring
+from toolagent_pl.training.module import ToolAgent
+
+LAST = "last.ckpt"
+STOP_SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+
+
+class Question(NamedTuple):
+    """What the ranks are finding out in the background: has any of them got a signal?"""
+
+    answer: Tensor
+    work: distributed.Work
+
+
+class Checkpoint(LightningCheckpoint):
+    """Keeps ``last.ckpt``, from which a run goes on as if it had never stopped.
+
+    It is written every few batches and at the end of training; where that falls into the middle of an epoch, it holds
+    the state after the last batch, since an epoch that was cut short has not ended. On SIGTERM, SIGUSR1 (sent by SLURM
+    before it takes a machine away) and Ctrl-C it is written after the batch under way, and the process ends with
+    128 plus the number of the signal. A second signal ends it at once. Of several ranks it is enough if one
+    gets the signal: all of them stop after the same batch, one or two later.
+
+    Args:
+        every_n_batches: Training batches between two checkpoints.
+        dirpath: Where to write, in place of ``checkpoints`` in the directory of the run.
+
+    Raises:
+        ValueError: If ``every_n_batches`` is not positive.
+    """
+
+    def __init__(self, every_n_batches: int = 50, dirpath: str | None = None) -> None:
+        check_range(at_least=1, every_n_batches=every_n_batches)
+        self.every_n_batches = every_n_batches
+        self.dirpath = None if dirpath is None else Path(dirpath).expanduser()
+        self.last_path: Path | None = None
+        self._unsaved = False  # whether anything was done since the last checkpoint
+        self._signal = 0
+        self._ranks: distributed.ProcessGroup | None = None
+        self._question: Question | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on a place, and see to it that files are whole or not there, and that what is restored can go on."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        guard_restoring(trainer)
+        folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        self.last_path = Path(trainer.strategy.broadcast(str(folder))) / LAST
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Write ``last.ckpt``, unless this is a trial of a few batches."""
+        assert self.last_path is not None
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        trainer.save_checkpoint(self.last_path, weights_only=False)
+        self._unsaved = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to signals. Lightning puts back the handlers that were there when the run ends."""
+        if trainer.world_size > 1:
+            self._ranks = distributed.new_group(backend="gloo")
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal: inside an update there is no state to save."""
+        self._signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def _ask(self) -> None:
+        """Let the ranks find out whether any of them was told to stop.
+
+        They must stop after the same batch, so they ask after each. That is done in the background, and over the
+        CPU: no rank waits for the others, or for its GPU, longer than the update itself makes it wait.
+        """
+        if self._ranks is not None:
+            mine = torch.tensor(self._signal)
+            work = distributed.all_reduce(mine, distributed.ReduceOp.MAX, self._ranks, async_op=True)
+            self._question = Question(mine, work)
+
+    def _told(self) -> int:
+        """The signal that this rank got, or any of several had got when they asked; 0 for none."""
+        if self._ranks is None:
+            return self._signal
+        question, self._question = self._question, None
+        if question is None:
+            return 0
+        question.work.wait()
+        return int(question.answer)
+
+    def _stop_if_told(self, trainer: Trainer) -> None:
+        if told := self._told():
+            self.save_now(trainer)
+            raise SystemExit(128 + told)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Something is being done that is not saved."""
+        self._unsaved = True
+
+    on_validation_start = on_train_batch_start
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Save if it is time, or if the run is told to stop, or comes to an end before the epoch does.
+
+        Raises:
+            StopIteration: Where the run is to end in the middle of an epoch. Lightning would validate first, and so add
+                points to the curves that a run has not that is not stopped here.
+        """
+        assert isinstance(pl_module, ToolAgent)
+        limit = trainer.max_steps
+        cut = not pl_module.epoch_is_whole and (trainer.should_stop or 0 <= limit <= trainer.global_step)
+        due = pl_module.batches_seen % self.every_n_batches == 0
+        if cut or (due and not pl_module.epoch_is_whole):
+            self.save_now(trainer)
+        self._stop_if_told(trainer)
+        if cut:
+            raise StopIteration
+        self._ask()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if that was due at the last batch.
+
+        Then all that comes with that batch is done, and what the checkpoint does not know of comes with later ones:
+        a curve would have points twice after a kill between a validation and the end of the epoch. Lightning calls
+        this after the hooks of the module and of all other callbacks.
+        """
+        assert isinstance(pl_module, ToolAgent)
+        if pl_module.epoch_is_whole and pl_module.batches_seen % self.every_n_batches == 0:
+            self.save_now(trainer)
+            self._unsaved = True  # that the epoch has ended
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Stop if told; the resumed run repeats the validation. Several ranks stop in the next update.
+
+        They cannot ask each other here, since they need not have equally many batches.
+        """
+        if self._ranks is None:
+            self._stop_if_told(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what training ended with, and stop if told."""
+        assert isinstance(pl_module, ToolAgent)
+        if self._unsaved and pl_module.epoch_is_whole:
+            self.save_now(trainer)
+        told = self._told()
+        if not told:
+            self._ask()
+            told = self._told()
+        if told:
+            raise SystemExit(128 + told)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """See to it that a validation that is due, or not finished, is made after resuming.
+
+        Lightning takes it for made when it is due at the very update that is saved, and with it drops the end
+        of the epoch, at which the curriculum moves on.
+        """
+        validation = "epoch_loop.val_loop.batch_progress"
+        state = checkpoint["loops"]["fit_loop"]
+        epoch = trainer.fit_loop.epoch_loop
+        if trainer.validating:
+            progress = state[validation]
+            if progress["is_last_batch"] and progress["current"]["completed"] == progress["current"]["ready"]:
+                return  # it is finished
+        else:
+            progress = state["epoch_loop.batch_progress"]
+            fetcher = trainer.fit_loop._data_fetcher  # private, as the next: only Lightning knows what is due
+            in_batch = progress["current"]["completed"] < progress["current"]["processed"]
+            if fetcher is None or not (trainer.training and in_batch and epoch._should_check_val_fx(fetcher)):
+                return
+            for count in ("total", "current"):
+                progress[count]["completed"] = progress[count]["processed"]
+        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        state[validation] = {"total": dict(begun), "current": dict(begun), "is_last_batch": False}

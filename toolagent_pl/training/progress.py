@@ -1,0 +1,130 @@
+"""How a run shows that it is alive: a progress bar in a terminal, a line for each epoch elsewhere."""
+
+import logging
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.trainer.states import TrainerFn
+
+from toolagent_pl.training.module import ToolAgent
+from toolagent_pl.training.schedule import Annealing, CurriculumCallback
+
+MESSAGES = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+BAR = "{desc}  {remaining} left at most |{bar}|"
+
+
+class ProgressBar(TQDMProgressBar):
+    """The whole run as a bar: the stage that is learned, its accuracy at the last validation, and the time left.
+
+    That is the time to the last epoch there may be, so it is "at most": runs end earlier, once all is learned.
+    """
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Begin."""
+        super().on_train_start(trainer)
+        MESSAGES.addFilter(self._make_room)
+
+    def on_train_end(self, *_: Any) -> None:
+        """Leave the bar as it is."""
+        MESSAGES.removeFilter(self._make_room)
+        super().on_train_end()
+
+    def _make_room(self, message: logging.LogRecord) -> bool:
+        """Take the bar away, so that a message gets a line of its own; the bar comes back below."""
+        self.train_progress_bar.clear()
+        return True
+
+    def init_train_tqdm(self) -> Tqdm:
+        """One bar for all epochs."""
+        module = self.trainer.lightning_module
+        assert isinstance(module, ToolAgent)
+        return Tqdm(
+            initial=module.batches_seen,
+            disable=self.is_disabled,
+            dynamic_ncols=True,
+            miniters=1,  # batches differ in length: the clock alone says when to draw again
+            smoothing=0.05,  # the speed of the last seconds: stages differ in it
+            bar_format=BAR,
+        )
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """In a run it is over in a moment, and has no bar."""
+        return Tqdm(disable=True) if self.trainer.state.fn == TrainerFn.FITTING else super().init_validation_tqdm()
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Show the stage that comes next, before the first batch is over."""
+        self._show(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
+        """Go on by a batch."""
+        self._show(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the accuracy."""
+        self.val_progress_bar.close()
+        self.reset_dataloader_idx_tracker()
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._show(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is left to show."""
+
+    def _show(self, trainer: Trainer) -> None:
+        bar, module, metrics = self.train_progress_bar, trainer.lightning_module, trainer.callback_metrics
+        assert isinstance(module, ToolAgent)
+        epoch, epochs = trainer.num_training_batches, trainer.max_epochs or -1
+        bar.total = int(epoch * epochs) if epochs > 0 and epoch != float("inf") else None
+        names = list(module.env.stages)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set where Lightning connects them
+            if isinstance(callback, CurriculumCallback):
+                names = [module.env.stages[callback.stage]]
+            elif isinstance(callback, Annealing) and callback.since is not None and callback.decay and bar.total:
+                bar.total = min(bar.total, callback.since + int(-(-callback.batches // epoch) * epoch))
+        known = {name: float(metrics.get(f"val/{name}_accuracy", "nan")) for name in names}
+        name = min(known, key=lambda name: known[name])
+        accuracy = "-" if math.isnan(known[name]) else f"{100 * known[name]:.1f}%"
+        speed = metrics.get("throughput/tokens_per_second")
+        said = [
+            f"{name}  {accuracy} right",
+            f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs > 0 else ""),
+        ]
+        said += [f"{float(speed) / 1000:,.0f}k tok/s"] if speed is not None else []
+        bar.set_description_str("  ".join(said), refresh=False)
+        bar.update(module.batches_seen - bar.n)
+
+
+class EpochLines(Callback):
+    """A line for each epoch, where a bar would fill a log file with its redrawings."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print it."""
+        assert isinstance(pl_module, ToolAgent)
+        if trainer.is_global_zero and pl_module.epoch_is_whole:
+            shown = ", ".join(f"{name} {value}" for name, value in _headline(trainer, pl_module).items())
+            print(f"epoch {trainer.current_epoch}, step {pl_module.batches_seen}: {shown}", flush=True)
+
+
+def _headline(trainer: Trainer, module: ToolAgent) -> dict[str, str]:
+    """The stage, the mean reward, the speed, and the accuracy of each stage at the last validation."""
+    items, metrics = {}, trainer.callback_metrics
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set where Lightning connects them
+        if isinstance(callback, CurriculumCallback):
+            items["stage"] = module.env.stages[callback.stage]
+    if "train/reward" in metrics:
+        items["reward"] = f"{float(metrics['train/reward']):.3f}"
+    if "throughput/tokens_per_second" in metrics:
+        items["tokens/s"] = f"{float(metrics['throughput/tokens_per_second']):,.0f}"
+        items["episodes/s"] = f"{float(metrics['throughput/episodes_per_second']):,.0f}"
+    if "throughput/mfu" in metrics:
+        items["MFU"] = f"{100 * float(metrics['throughput/mfu']):.1f}%"
+    for stage in module.env.stages:
+        accuracy, reward = (metrics.get(f"val/{stage}_{name}") for name in ("accuracy", "reward"))
+        if accuracy is None or reward is None:
+            continue
+        items[stage] = f"{100 * float(accuracy):.1f}%"
+        if abs(reward - accuracy) > 1e-6:  # shaped: it tells something else
+            items[stage] += f" (reward {float(reward):.3f})"
+    return items
