@@ -1,0 +1,139 @@
+"""Trains on Countdown from a configuration for a given CPU time, and measures it on 2,000 held-out problems a stage.
+
+    python -m benchmarks.countdown --config=configs/countdown_long.yaml --seconds=1800 --seed=0 --out=countdown.json
+
+The learning rate falls to a fiftieth in the second half, the weight of the entropy bonus to a tenth over all of it.
+"""
+
+import argparse
+import json
+import pkgutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from toolagent_pl.envs.countdown import CountdownEnv
+from toolagent_pl.rl.agent import Agent
+from toolagent_pl.rl.env import select
+from toolagent_pl.rl.rollout import collect
+from toolagent_pl.training import ProblemDataModule, ToolAgent
+
+PROBLEMS, SEED = 2000, 2**40 + 2  # as the datamodule tests on
+SAMPLES, SAMPLED = 16, 500
+
+
+def built(description: Any, *first: Any) -> Any:
+    """An object from its class path and arguments."""
+    return pkgutil.resolve_name(description["class_path"])(*first, **description.get("init_args", {}))
+
+
+def measured(agent: Agent, env: CountdownEnv, sampled: bool) -> dict[str, dict[str, float]]:
+    """For each stage the share solved greedily, with 16 samples, and of first moves that keep a problem solvable."""
+    number, cells = torch.arange(PROBLEMS), {}
+    for stage, name in enumerate(env.all_stages):
+        problems = env.problems(number, torch.full_like(number, stage), SEED, held_out=True)
+        rollout = collect(agent, env, problems)
+        first = env.step(env.reset(problems), rollout.actions[0])
+        cells[name] = {"solved": share(rollout.solved), "first_move_kept": share(env.solvable(first))}
+        if sampled:
+            some = collect(agent, env, select(problems, slice(SAMPLED)), samples_per_problem=SAMPLES, seed=0)
+            cells[name][f"pass@{SAMPLES}"] = share(some.solved.view(-1, SAMPLES).any(1))
+    return cells
+
+
+def share(which: Tensor) -> float:
+    """In percent."""
+    return round(100 * float(which.float().mean()), 2)
+
+
+class Clock(Callback):
+    """Lets everything fall by CPU time, and stops; measuring is not counted."""
+
+    def __init__(self, seconds: float, every: float, decay: float, ent_final: float) -> None:
+        self.seconds, self.every, self.decay, self.ent_final = seconds, every, decay, ent_final
+        self.start, self.measuring, self.curve = time.process_time(), 0.0, list[dict[str, Any]]()
+
+    @property
+    def used(self) -> float:
+        """CPU seconds of training so far."""
+        return time.process_time() - self.start - self.measuring
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Start counting."""
+        self.start = time.process_time()
+        self.rate, self.ent_coef = pl_module.learning_rate, float(pl_module.ent_coef)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        """Set what follows from the time."""
+        done = self.used / self.seconds
+        warm = min(1.0, (pl_module.batches_seen + 1) / 20)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = self.rate * warm * min(1.0, max(0.02, (1 - done) / self.decay))
+        if pl_module.ent_target is None:
+            pl_module.ent_coef = torch.tensor(self.ent_coef * self.ent_final ** min(1.0, done), dtype=torch.float64)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        """Measure now and then, and stop."""
+        if self.used >= self.every * (len(self.curve) + 1) or self.used >= self.seconds:
+            used, begun = self.used, time.process_time()
+            cells = measured(pl_module.agent, pl_module.env, sampled=used >= self.seconds)
+            self.curve.append({"cpu_seconds": round(used, 1), "batches": pl_module.batches_seen, "cells": cells})
+            print(json.dumps(self.curve[-1]), flush=True)
+            self.measuring += time.process_time() - begun
+            trainer.should_stop = used >= self.seconds
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--every", type=float, default=60, help="CPU seconds between two measurements")
+    parser.add_argument("--decay", type=float, default=0.5, help="share of the time in which the learning rate falls")
+    parser.add_argument("--ent_final", type=float, default=0.1, help="of the weight of the entropy bonus, at the end")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], help="options as in model.algorithm.init_args.ent_coef=0.1")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--weights", type=Path, help="where to save the agent's weights")
+    options = parser.parse_args()
+    config = yaml.safe_load(options.config.read_text())
+    for option in options.set:
+        path, value = option.split("=", 1)
+        *parents, last = path.split(".")
+        group = config
+        for parent in parents:
+            group = group[parent]
+        group[last] = yaml.safe_load(value)
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    env, model, data = built(config["env"]), dict(config["model"]), dict(config["data"])
+    agent, algorithm = model.pop("agent"), built(model.pop("algorithm"))
+    module = ToolAgent(env, lambda e: built(agent, e), algorithm=algorithm, seed=options.seed, **model)
+    clock = Clock(options.seconds, options.every, options.decay, options.ent_final)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        logger=False,
+        callbacks=[clock],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, datamodule=ProblemDataModule(env, seed=options.seed, **data | {"batches_per_epoch": 10}))
+    weights = sum(p.numel() for p in module.agent.parameters())
+    facts = {**vars(options), "settings": config, "weights_of_agent": weights, "curve": clock.curve}
+    if options.out:
+        options.out.write_text(json.dumps(facts, indent=1, default=str) + "\n")
+    if options.weights:
+        torch.save(module.agent.state_dict(), options.weights)
+
+
+if __name__ == "__main__":
+    main()
