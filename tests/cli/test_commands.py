@@ -61,8 +61,10 @@ def test_another_environment_takes_nothing_but_its_name(capsys, env):
         main([command, "--ckpt_path=last", "--trainer.accelerator=cpu", "--data.test_problems=20"])
     main(["fit", *short, "--trainer.max_epochs=2", "--ckpt_path=last"])
     assert batches_of("lightning_logs/version_0/checkpoints/last.ckpt") == 4
-    table = capsys.readouterr().out.rpartition("Final greedy agent")[2]
+    told, _, table = capsys.readouterr().out.rpartition("Final greedy agent")
     assert re.search(r"T0 +1,000 .*all|far +20 .*held out", table)
+    assert told.count("Greedy agent") == 2  # of test and validate
+    assert "DataLoader 0" not in told  # the table of Lightning, which has no counts
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
     config = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
     assert config["model"]["agent"] is None

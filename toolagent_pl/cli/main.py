@@ -108,6 +108,8 @@ class ToolAgentCLI(LightningCLI):
             options.curriculum.ent_targets = None
         if "env.stages" in named and "env.unseen" not in named and not fits and "unseen" in options.env.init_args:
             options.env.init_args.unseen = []  # whoever names the stages to try means these and no others
+        if "verbose" in options and "verbose" not in named:
+            options.verbose = False  # Lightning's table has no counts: there is one that has
         self.options, self.header = by_name(options), {}
         try:
             self.settings = settings_of(self.options, options.trainer.precision)
