@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from toolagent_pl.cli.parser import CommandParser, agent_path, failed
 from toolagent_pl.envs.calculator.env import CalculatorEnv
 from toolagent_pl.envs.calculator.registers import RegisterEnv
@@ -39,6 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_ckpt_path()
     parser.add_argument("--output", metavar="DIR", default="exported", help="where to write (default: exported)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "float8_e4m3fn"),
+        default="float32",
+        help="of the matrices in a folder; the results that the model card tells are of what is written",
+    )
     parser.add_overwrite()
     parser.add_argument(
         "--test_problems",
@@ -75,13 +83,19 @@ def _export(options: argparse.Namespace) -> str:
     path = agent_path(options)
     found = saved.read(PRETRAINED if path is None else path)
     agent, env = saved.build(found, options.allow_custom)
+    if options.dtype != "float32" and options.format != "safetensors":
+        raise ValueError(f"dtype: got {options.dtype}, expected float32 with format {options.format}")
     if options.format == "safetensors":
+        dtype = getattr(torch, options.dtype)
+        with torch.no_grad():
+            for matrix in (weight for weight in agent.parameters() if weight.ndim > 1):
+                matrix.copy_(matrix.to(dtype))
         known = found.description.get("figures") or {}
         if not known or most is not None:
             tried = _figures(agent, env, TRIED if most is None else most)
             known = {**known, **tried} if isinstance(known, dict) else tried
         usage = USAGE if isinstance(env, CalculatorEnv) and not agent.stage_conditioned else saved.USAGE
-        saved.write(directory, agent, env, found.description, {"figures": known}, overwrite=True, usage=usage)
+        saved.write(directory, agent, env, found.description, {"figures": known}, True, usage, dtype)
         return f"{directory}: weights, config.json and README.md of {type(agent).__name__}"
     if not isinstance(env, RegisterEnv):
         raise ValueError(f"format: got {options.format}, expected safetensors for agents of {type(env).__name__}")

@@ -40,8 +40,8 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument(
             "--ckpt_path",
             metavar="PATH",
-            help="a checkpoint, or last for that of the newest run here, or the folder of a saved agent "
-            "(default: the agent that comes with the package)",
+            help="a checkpoint, or last for that of the newest run here, or the folder of a saved agent, or the name "
+            "of one that comes with the package: calculator, countdown, countdown-ahead (default: calculator)",
         )
         self.add_argument(
             "--allow_custom",

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from toolagent_pl.cli.parser import INTERRUPTED, CommandParser, agent_path, failed
@@ -19,18 +19,19 @@ from toolagent_pl.envs.calculator.episodes import ArithmeticEpisode
 from toolagent_pl.envs.calculator.expression import ExpressionError
 from toolagent_pl.envs.calculator.solver import Solution, Solver
 from toolagent_pl.envs.calculator.text import LEGEND, draw, page
-from toolagent_pl.envs.countdown.solve import CountdownSolver
 from toolagent_pl.rl.files import check_new
+from toolagent_pl.rl.solver import ProblemSolver
 
 MAX_DRAWN = 1000  # expressions on a page
 CHUNK = 10_000  # lines that are read before they are solved
+FIELDS = ("numbers", "target", "expression")  # of problems that are no expressions, as JSON
 UNLIMITED = 100_000  # columns, where nobody looks
 EXAMPLES = """\
 examples:
   python -m toolagent_pl solve "2*(3+4)"
   python -m toolagent_pl solve "1-(2-3)*4" "5*6+7" --html plans.html
   python -m toolagent_pl solve --json - < expressions.txt
-  python -m toolagent_pl solve --env=countdown --ckpt_path last "25 7 4 3 = 72"
+  python -m toolagent_pl solve --env=countdown "25 7 4 3 = 216"
 """
 
 
@@ -44,9 +45,15 @@ def _parser() -> argparse.ArgumentParser:
         "expressions",
         nargs="+",
         metavar="EXPRESSION",
-        help="whole numbers with operators and brackets, in quotes; - for the lines of standard input",
+        help="whole numbers with operators and brackets, or numbers = target for Countdown, in quotes; - for the lines "
+        "of standard input",
     )
-    parser.add_argument("--env", choices=("calculator", "countdown"), default="calculator", help="what is solved")
+    parser.add_argument(
+        "--env",
+        choices=("calculator", "countdown"),
+        default="calculator",
+        help="whose agent of the package solves, without --ckpt_path",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object for each expression, a line each")
     parser.add_argument("--html", metavar="FILE", help="also write a page in which to step through the plans")
     parser.add_overwrite()
@@ -67,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := [word for word in options.expressions if re.match("--[a-z]", word)]:
         parser.error(f"unrecognized arguments: {unknown[0]}")  # argparse takes one with a space in it for no option
     try:
-        status = _countdown(options) if options.env == "countdown" else _solve(options)
+        status = _solve(options)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # nobody reads on, as in ``| head -1``
@@ -81,9 +88,11 @@ def _solve(options: argparse.Namespace) -> int:
     try:
         if options.html and not options.overwrite:
             check_new("html", [Path(options.html).expanduser()])
-        solver = Solver.from_checkpoint(agent_path(options), options.allow_custom)
+        solver = Solver.from_checkpoint(agent_path(options) or options.env, options.allow_custom)
     except (ValueError, OSError) as error:
         return failed(error)
+    if isinstance(solver, ProblemSolver):
+        return _problems(solver, options)
     status, solved = 0, 0
     drawn: list[tuple[str, ArithmeticEpisode]] = []
     width = shutil.get_terminal_size((UNLIMITED, 0)).columns
@@ -103,41 +112,38 @@ def _solve(options: argparse.Namespace) -> int:
         sys.stdout.flush()
     if solved and not options.json and solver.env.positions:
         print(f"Looked at before a call: {LEGEND}")
-    if options.html and solved:
-        try:
-            if solved > MAX_DRAWN:
-                raise ValueError(f"html: got {solved} expressions, expected at most {MAX_DRAWN} on a page")
-            text = page([given for given, _ in drawn], [episode for _, episode in drawn], solver.env)
-            Path(options.html).expanduser().write_text(text, encoding="utf-8")
-        except (ValueError, OSError) as error:
-            status = failed(error)
-    return status
+    given, episodes = [text for text, _ in drawn], [episode for _, episode in drawn]
+    return _write(options, solved, lambda: page(given, episodes, solver.env)) or status
 
 
-def _countdown(options: argparse.Namespace) -> int:
-    try:
-        path = agent_path(options)
-        if path is None:
-            raise ValueError(
-                "ckpt_path: got none, expected a checkpoint: no agent for Countdown comes with the package"
-            )
-        if options.html:
-            raise ValueError(f"html: got {options.html}, expected no page for Countdown")
-        solver = CountdownSolver.from_checkpoint(path, options.allow_custom)
-    except (ValueError, OSError) as error:
-        return failed(error)
-    status = 0
+def _problems(solver: ProblemSolver, options: argparse.Namespace) -> int:
+    """Solve what other environments read."""
+    status, drawn = 0, list[str]()
     for chunk in _chunks(options.expressions):
-        for (place, _), result in zip(chunk, solver.attempt([text for _, text in chunk]), strict=True):
+        for (place, text), result in zip(chunk, solver.attempt([text for _, text in chunk]), strict=True):
             if isinstance(result, ValueError):
                 status = failed(f"{place}{result}")
-            elif options.json:
-                found = {name: getattr(result, name) for name in ("numbers", "target", "expression")}
+                continue
+            drawn.append(text)
+            if options.json:
+                found = {name: value for name, value in result.as_dict().items() if name in FIELDS}
                 print(json.dumps({**found, "correct": result.solved}))
             else:
                 print(result)
         sys.stdout.flush()
-    return status
+    return _write(options, len(drawn), lambda: solver.page(drawn)) or status
+
+
+def _write(options: argparse.Namespace, solved: int, page: Callable[[], str]) -> int:
+    """Write the page, if one is wanted and something was solved."""
+    try:
+        if options.html and solved > MAX_DRAWN:
+            raise ValueError(f"html: got {solved} expressions, expected at most {MAX_DRAWN} on a page")
+        if options.html and solved:
+            Path(options.html).expanduser().write_text(page(), encoding="utf-8")
+    except (ValueError, OSError) as error:
+        return failed(error)
+    return 0
 
 
 def _chunks(expressions: Sequence[str]) -> Iterator[list[tuple[str, str]]]:

@@ -174,6 +174,18 @@ class Env(ABC):
         """Curves of training besides those that every environment has, scalars by name, averaged over ranks."""
         return {}
 
+    def read(self, lines: Sequence[str]) -> Any:
+        """Problems as people write them, of stage -1, for ``rl.solver.ProblemSolver``.
+
+        Raises:
+            ValueError: If one cannot be read.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.read")
+
+    def explain(self, observation: Observation, row: int) -> tuple[str, Sequence[str]]:
+        """What is seen in a row, and what each action would do there, in words, for the page of ``ProblemSolver``."""
+        return "", self.actions
+
     def episodes(self, rollout: Record) -> Sequence[Episode]:
         """The episodes of a rollout, one by one."""
         columns = (rollout.problems.stage, rollout.problems.number, rollout.visible_actions, rollout.solved)

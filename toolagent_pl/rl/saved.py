@@ -20,6 +20,7 @@ from toolagent_pl.rl.files import check_new, read_tensors
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"  # as on the Hugging Face Hub
 FILES = (CONFIG, WEIGHTS, CARD)  # all that there is of an agent
+ENVS = Path(__file__).parents[1] / "envs"  # each with its agents, in pretrained/ and pretrained-NAME/
 MAX_CONFIG = 1_000_000  # bytes
 MAX_PARTS = 10_000  # of a configuration written as JSON, aliases of YAML written out
 RESERVED = ("env", "agent", "toolagent_pl")
@@ -74,7 +75,7 @@ def read(path: str | Path) -> SavedAgent:
 
     Args:
         path: A folder that ``write`` has written; or a checkpoint, with the ``config.yaml`` of its run one folder above
-            it or beside it.
+            it or beside it; or the name of an agent that comes with the package: ``calculator``, ``countdown`` ...
 
     Raises:
         ValueError: If there is no such agent.
@@ -83,9 +84,18 @@ def read(path: str | Path) -> SavedAgent:
     path = Path(path).expanduser()
     if os.path.isdir(path):  # pathlib would raise an error for a name that is too long
         return _read_folder(path)
-    if not os.path.isfile(path):
-        raise ValueError(f"ckpt_path: got {path}, expected a checkpoint, or a folder with {CONFIG}")
-    return _read_checkpoint(path)
+    if os.path.isfile(path):
+        return _read_checkpoint(path)
+    if shipped := _shipped().get(str(path)):
+        return _read_folder(shipped)
+    names = ", ".join(_shipped())
+    raise ValueError(f"ckpt_path: got {path}, expected a checkpoint, or a folder with {CONFIG}, or one of {names}")
+
+
+def _shipped() -> dict[str, Path]:
+    """Folders of the agents that come with the package, by name: ``countdown`` and ``countdown-ahead``."""
+    folders = sorted(ENVS.glob("*/pretrained*"))
+    return {folder.name.replace("pretrained", folder.parent.name): folder for folder in folders}
 
 
 def download(name: str, **options: Any) -> Path:
@@ -109,6 +119,7 @@ def write(
     facts: Mapping[str, Any],
     overwrite: bool = False,
     usage: str = USAGE,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write ``config.json``, ``model.safetensors`` and a model card.
 
@@ -119,6 +130,7 @@ def write(
             9998, "tried": 10000, "note": "..."}}``), or any others; those that are in the description already are kept.
         overwrite: Replace these files where they are there already.
         usage: Lines of Python that the card shows.
+        dtype: That matrices are rounded to; None for what they have.
 
     Raises:
         ValueError: If a fact has a name that the format uses otherwise, or a file is there already.
@@ -141,6 +153,8 @@ def write(
     text = json.dumps(config, indent=2)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().clone().contiguous() for name, tensor in agent.state_dict().items()}
+    if dtype is not None:
+        weights |= {name: weight.detach().to(dtype) for name, weight in agent.named_parameters() if weight.ndim > 1}
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
     (directory / CARD).write_text(_card(config, agent, env, usage), encoding="utf-8")

@@ -30,6 +30,7 @@ from toolagent_pl.rl import saved
 from toolagent_pl.rl.agent import Agent
 from toolagent_pl.rl.env import Env, select
 from toolagent_pl.rl.rollout import Rollout, collect
+from toolagent_pl.rl.solver import ProblemSolver
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 BEYOND = 2**63 - 2**24  # rounding in float64 lets no bound below it stand for a value that leaves int64
@@ -126,15 +127,23 @@ class Solver:
 
         Args:
             path: A checkpoint of a run, with the ``config.yaml`` of the run one folder above it or beside it; or a
-                folder that ``save_pretrained`` has written; None for the agent that comes with the package.
+                folder that ``save_pretrained`` has written; or the name of an agent that comes with the package; None
+                for ``calculator``.
             allow_custom: Run code from outside of this package, if the agent, its environment or a tool is made of it.
+
+        Returns:
+            A solver of expressions; of an agent for another environment that reads problems, its ``ProblemSolver``.
 
         Raises:
             ValueError: If there is no such agent, or it cannot be built.
             OSError: If a file cannot be read.
         """
         found = saved.read(PRETRAINED if path is None else path)
-        return cls(*saved.build(found, allow_custom), found.description)
+        agent, env = saved.build(found, allow_custom)
+        if type(env).read is not Env.read:  # it solves what its environment can read
+            solver: Any = ProblemSolver(agent, env)
+            return solver
+        return cls(agent, env, found.description)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, allow_custom: bool = False, **options: Any) -> "Solver":

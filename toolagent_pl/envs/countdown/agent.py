@@ -4,15 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolagent_pl.envs.countdown.env import OPERATIONS, CountdownEnv, Observation
+from toolagent_pl.envs.countdown.env import OPERATIONS, CountdownEnv, Observation, pairs
 from toolagent_pl.envs.countdown.problems import EMPTY, MULTIPLIER, Problems, ascending
-from toolagent_pl.rl.agent import Agent, Evaluation, Policy, evaluate
+from toolagent_pl.rl.agent import MASKED, Agent, Evaluation, Policy, evaluate
 from toolagent_pl.rl.checks import check_range
 from toolagent_pl.rl.random_numbers import Purpose, random_uniform
 from toolagent_pl.rl.rollout import Rollout, can_sync
 
 MAX_SIZE = 4096
-MAX_LOG_FREQUENCY = 300.0  # tells 99 from 100
+HIGHEST = torch.pi, 300.0  # frequencies, of a number and of its logarithm: enough to tell 99 from 100
 NOISE = 0.1  # of the initial weights, over what aligns frequencies
 SURE = 8.0  # log-odds of an outcome that is seen
 
@@ -24,15 +24,13 @@ class FourierFeatures(nn.Module):
     the logarithm, of their product and quotient.
     """
 
-    linear: Tensor
-    log: Tensor
+    frequencies: Tensor
 
     def __init__(self, frequencies: int) -> None:
         super().__init__()
         k = torch.arange(frequencies)
-        for seed, (name, highest) in enumerate((("linear", torch.pi), ("log", MAX_LOG_FREQUENCY))):
-            wave = random_uniform(seed, Purpose.PROBLEM, k).double() * highest
-            self.register_buffer(name, wave, persistent=False)
+        drawn = [random_uniform(seed, Purpose.PROBLEM, k).double() * most for seed, most in enumerate(HIGHEST)]
+        self.register_buffer("frequencies", torch.stack(drawn), persistent=False)
         self.waves = 2 * frequencies
         self.size = 2 * self.waves + 4
 
@@ -40,7 +38,7 @@ class FourierFeatures(nn.Module):
         """Features of numbers ``[U]``; 0 has the logarithm of a half."""
         x = x.double()[:, None]  # float32 would not do for angles of large numbers
         log = x.clamp(min=0.5).log()
-        angles = torch.cat([x * self.linear, log * self.log], 1).remainder(2 * torch.pi).float()
+        angles = (torch.stack([x, log], 1) * self.frequencies).flatten(1).remainder(2 * torch.pi).float()
         coarse = torch.cat([x.eq(0), x.eq(1), (x / 100).clamp(max=4), log / 4], 1).float()
         return torch.cat([angles.cos(), angles.sin(), coarse], 1)
 
@@ -64,8 +62,7 @@ class PairScorer(nn.Module):
         self.mix = nn.Linear(hidden, hidden)
         self.policy = nn.Linear(hidden, OPERATIONS)
         self.value = nn.Linear(2 * hidden, 1)
-        pairs = [(i, j) for j in range(numbers) for i in range(j)]
-        columns = [[*pair, numbers, *(k for k in range(numbers) if k not in pair)] for pair in pairs]
+        columns = [[*pair, numbers, *(k for k in range(numbers) if k not in pair)] for pair in pairs(numbers)]
         self.register_buffer("columns", torch.tensor(columns), persistent=False)  # [P, n + 1]
         unit = torch.arange(width)
         with torch.no_grad():
@@ -105,12 +102,12 @@ class CountdownAgent(Agent):
     def __init__(self, env: CountdownEnv, frequencies: int = 32, width: int = 256, hidden: int = 256) -> None:
         super().__init__(env)
         check_range(at_least=1, at_most=MAX_SIZE, frequencies=frequencies, width=width, hidden=hidden)
-        self.features = FourierFeatures(frequencies)
+        self.width, self.features = env.width, FourierFeatures(frequencies)
         self.scorers = nn.ModuleList(PairScorer(n, self.features, width, hidden) for n in range(2, env.width + 1))
 
     def prefill(self, problems: Problems) -> Tensor:
         """Nothing is read: all that there is to know comes as observations; ``[B, 0]``."""
-        return self.features.linear.new_zeros(len(problems.number), 0)
+        return problems.numbers[:, :0]
 
     def decode(self, cache: Tensor, previous: Tensor, observation: Observation) -> tuple[Policy, Tensor]:
         """Judge what is seen."""
@@ -127,25 +124,27 @@ class CountdownAgent(Agent):
         """Not known: steps that are alike, as in a group of samples, are worked out once."""
         return 0.0
 
-    def judge(self, observation: Observation) -> Policy:
+    def judge(self, seen: Observation) -> Policy:
         """The policy of each row, of which only distinct ones are worked out."""
-        rows, inverse = _distinct(torch.cat([observation.numbers, observation.target[:, None]], 1))
-        scores, value = self.scores(rows)
-        return Policy(scores[inverse], value[inverse])
+        rows, inverse = _distinct(torch.cat([seen.numbers, seen.target[:, None], seen.results], 1))
+        logits, value = self.scores(rows)
+        return Policy(logits[inverse], value[inverse])
 
     def scores(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores ``[M, A]`` and values ``[M]`` of numbers and target, int64 ``[M, K + 1]``; 0 below two numbers."""
-        left = rows[:, :-1].ne(EMPTY).sum(1)
+        """Scores ``[M, A]``, out of reach where there is no pair, and values ``[M]``, of rows of observations."""
+        rows = rows[:, : self.width + 1]
+        left, at = rows[:, :-1].ne(EMPTY).sum(1), torch.arange(len(rows), device=rows.device)
         numbers, index = _distinct(rows.reshape(-1, 1))
         features, index = self.features(numbers[:, 0]), index.view_as(rows)
-        scores, value = features.new_zeros(len(rows), self.actions), features.new_zeros(len(rows))
+        scores, value = features.new_full((len(rows), self.actions), MASKED), features.new_zeros(len(rows))
         for n, scorer in enumerate(self.scorers, 2):
-            own, at = left.eq(n), torch.arange(len(rows), device=rows.device)
-            at = own.nonzero()[:, 0] if can_sync(rows.device, len(rows)) else at
-            made, worth = scorer(features, torch.cat([index[at, :n], index[at, -1:]], 1))
-            made = F.pad(made.flatten(1), (0, self.actions - made.shape[1] * OPERATIONS)).to(scores.dtype)
-            scores = torch.where(own[:, None], scores.index_copy(0, at, made), scores)
-            value = torch.where(own, value.index_copy(0, at, worth.to(value.dtype)), value)
+            own = left.eq(n)
+            some = own.nonzero()[:, 0] if can_sync(rows.device, len(rows)) else at
+            made, worth = scorer(features, torch.cat([index[some, :n], index[some, -1:]], 1))
+            made = made.flatten(1).to(scores.dtype)
+            made = F.pad(made, (0, self.actions - made.shape[1]), value=MASKED)
+            scores = torch.where(own[:, None], scores.index_copy(0, some, made), scores)
+            value = torch.where(own, value.index_copy(0, some, worth.to(value.dtype)), value)
         return scores, value
 
 
@@ -153,11 +152,10 @@ class AfterstateAgent(CountdownAgent):
     """Judges what each call would leave, as the display shows it: how likely the target can be reached from there.
 
     Some move has to lead there, so the log-odds of success are the soft maximum of all scores. The policy is
-    proportional to a power of the odds; whether the last number is the target is seen.
+    proportional to a power of the odds; whether the last number is the target is seen. It has the options of
+    ``CountdownAgent``, and needs an environment with lookahead.
 
     Source of the idea: Tesauro, "Temporal Difference Learning and TD-Gammon", 1995.
-
-    It has the options of ``CountdownAgent``, and needs an environment with lookahead.
     """
 
     kept: Tensor
@@ -168,32 +166,22 @@ class AfterstateAgent(CountdownAgent):
             raise ValueError("lookahead: got 0, expected 1 for AfterstateAgent")
         self.power = nn.Parameter(torch.tensor(1.5))
         self.offset = nn.Parameter(torch.full((env.width - 1,), -3.0))
-        pairs = [(i, j) for j in range(env.width) for i in range(j)]
-        kept = [[k not in pair for k in range(env.width)] for pair in pairs for _ in range(OPERATIONS)]
+        kept = [[k not in pair for k in range(env.width)] for pair in pairs(env.width) for _ in range(OPERATIONS)]
         self.register_buffer("kept", torch.tensor(kept), persistent=False)  # [A, K]
 
-    def judge(self, observation: Observation) -> Policy:
-        """The policy of each row, of which only distinct ones are worked out."""
-        rows, inverse = _distinct(torch.cat([observation.numbers, observation.target[:, None], observation.results], 1))
-        width = self.kept.shape[1]
-        numbers, target, results = rows.split([width, 1, self.actions], 1)
-        after = numbers[:, None].where(self.kept, EMPTY)  # [M, A, K]
+    def scores(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``[M, A]`` from the log-odds of what each action leaves, and values ``[M]`` from what there is."""
+        rows, results = rows[:, : self.width + 1], rows[:, self.width + 1 :]
+        after = torch.where(self.kept, rows[:, None, :-1], EMPTY)  # [M, A, K]
         after = torch.cat([results[..., None], after], 2)  # one column too many, which is always empty
-        after = ascending(after.flatten(0, 1))[:, :width]
-        seen = torch.cat([after, target.expand_as(results).reshape(-1, 1)], 1)
-        odds = self.log_odds(torch.cat([seen, torch.cat([numbers, target], 1)]))
-        logits = self.power * odds[: len(seen)].view_as(results)
-        return Policy(logits[inverse], odds[len(seen) :].sigmoid()[inverse])
-
-    def log_odds(self, rows: Tensor) -> Tensor:
-        """Log-odds of success from numbers and targets, int64 ``[M, K + 1]``."""
-        rows, inverse = _distinct(rows)
-        scores, _ = self.scores(rows)
-        left = rows[:, :-1].ne(EMPTY).sum(1)
-        places = torch.arange(self.actions, device=rows.device) < (OPERATIONS * left * (left - 1) // 2)[:, None]
-        odds = scores.masked_fill(~places, -torch.inf).logsumexp(1) + self.offset[(left - 2).clamp(min=0)]
-        seen = torch.where(rows[:, 0].eq(rows[:, -1]), SURE, -SURE)
-        return torch.where(left.lt(2), seen, odds.nan_to_num(neginf=0.0))[inverse]
+        after = ascending(after.flatten(0, 1))[:, : self.width]
+        after = torch.cat([after, rows[:, -1:].expand_as(results).reshape(-1, 1)], 1)
+        states, inverse = _distinct(torch.cat([after, rows]))
+        left = states[:, :-1].ne(EMPTY).sum(1)
+        odds = super().scores(states)[0].logsumexp(1) + self.offset[(left - 2).clamp(min=0)]
+        seen = torch.where(states[:, 0].eq(states[:, -1]), SURE, -SURE)
+        odds = torch.where(left.lt(2), seen, odds)[inverse]
+        return self.power * odds[: len(after)].view_as(results), odds[len(after) :].sigmoid()
 
 
 def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -11,17 +10,17 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from toolagent_pl.envs.countdown.problems import EMPTY, Problems, Stage, ascending, find_stage, is_held_out, read
-from toolagent_pl.envs.countdown.solver import SYMBOLS, combine, solvable
+from toolagent_pl.envs.countdown.problems import EMPTY, SYMBOLS, Problems, Stage, ascending, combine, read
 from toolagent_pl.rl.env import Env, Episode, keep_ended
-from toolagent_pl.rl.random_numbers import Purpose, random_below
 from toolagent_pl.rl.rollout import Rollout
 
 OPERATIONS = len(SYMBOLS)
-BITS = 20  # draws set aside for a problem, as a power of 2: 8 for each candidate
-CALLS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
+
+
+def pairs(count: int) -> list[tuple[int, int]]:
+    """Pairs of positions, in the order of the actions: those of the first n numbers come first."""
+    return [(i, j) for j in range(count) for i in range(j)]
 
 
 class State(NamedTuple):
@@ -48,8 +47,7 @@ class Observation(NamedTuple):
     Attributes:
         numbers: ``[B, K]``, the numbers that are left, ascending, then -1.
         target: ``[B]``.
-        results: ``[B, A]``, with ``lookahead``, what each action would make, -1 where it is not allowed; else
-            ``[B, 0]``.
+        results: ``[B, A]``, what each action would make, -1 where it is not allowed; ``[B, 0]`` without ``lookahead``.
     """
 
     numbers: Tensor
@@ -93,8 +91,7 @@ class CountdownEnv(Env):
     Source: Gandhi et al., "Stream of Search (SoS): Learning to Search in Language", COLM 2024.
 
     Args:
-        stages: Stages that are trained on, easiest first: names, or stages with a name, numbers, low, high, target_low,
-            target_high.
+        stages: Stages that are trained on, easiest first: names, or the arguments of ``Stage``.
         unseen: Stages that are tested on only.
         lookahead: 1 for an observation of what each action would make; with 0 an agent has to know.
 
@@ -114,67 +111,30 @@ class CountdownEnv(Env):
     ) -> None:
         if lookahead not in (0, 1):
             raise ValueError(f"lookahead: got {lookahead}, expected 0 or 1")
-        trained, tested = ([find_stage(stage) for stage in some] for some in (stages, unseen))
+        trained, tested = ([Stage.find(stage) for stage in some] for some in (stages, unseen))
         if not trained or any(stage.new_targets for stage in trained):
             raise ValueError(f"stages: got {[s.name for s in trained]}, expected one or more with targets to train on")
         self.stages, self.unseen = (tuple(stage.name for stage in some) for some in (trained, tested))
         self._stages = every = [*trained, *tested]
         if len({stage.name for stage in every}) < len(every):
             raise ValueError(f"stages: got {list(self.all_stages)}, expected each name at most once")
-        self._largest = max(max(stage.high, stage.target_high) for stage in every)
-        self._targets = pad_sequence([torch.tensor(stage.targets) for stage in every], batch_first=True)
-        columns = [(s.numbers, s.low, s.high - s.low + 1, len(s.targets), s.new_targets) for s in every]
-        self._table = torch.tensor(columns, dtype=torch.int64)
         self.lookahead, self.width = lookahead, max(stage.numbers for stage in every)
-        pairs = [(i, j) for j in range(self.width) for i in range(j)]  # those of the first n numbers come first
-        letters = "abcdef"
-        self.actions = tuple(f"{letters[j]}{symbol}{letters[i]}" for i, j in pairs for symbol in SYMBOLS)
-        self._pairs = torch.tensor(pairs)
+        self.actions = tuple(f"{'abcdef'[j]}{symbol}{'abcdef'[i]}" for i, j in pairs(self.width) for symbol in SYMBOLS)
+        self._pairs = torch.tensor(pairs(self.width))
         if lookahead:
             self.default_agent = "toolagent_pl.envs.countdown.agent.AfterstateAgent"
 
     def problems(self, number: Tensor, stage: Tensor, seed: int, *, held_out: bool) -> Problems:
-        """The first of each problem's candidates that can be solved and belongs to the right part.
-
-        Raises:
-            ValueError: If there is none among many, as of a stage that has no problems.
-        """
-        numbers, target = number.new_zeros(len(number), self.width), torch.zeros_like(number)
-        open_rows, first, count = torch.arange(len(number), device=number.device), 0, 4
-        while len(open_rows):
-            if first + count > 1 << BITS - 3:
-                name = self.stage_name(int(stage[open_rows[0]]))
-                raise ValueError(f"stages: got {name}, expected one of which a problem is found in {first} draws")
-            candidate = (number[open_rows, None] << BITS - 3) + torch.arange(first, first + count, device=number.device)
-            stages = stage[open_rows].repeat_interleave(count)
-            some, goal, good = self._candidates(candidate.flatten(), stages, seed, held_out)
-            chosen = good.view(-1, count).int().argmax(1) + torch.arange(0, len(good), count, device=number.device)
-            numbers[open_rows], target[open_rows] = some[chosen], goal[chosen]
-            open_rows = open_rows[~good[chosen]]
-            first, count = first + count, min(2 * count, 1024)
-        return Problems(number, stage, ascending(numbers), target)
-
-    def _candidates(self, draw: Tensor, stage: Tensor, seed: int, held_out: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Numbers, targets, and whether they are good."""
-        size, low, span, targets, new = self._table.to(draw.device)[stage].unbind(1)
-        column = torch.arange(self.width, device=draw.device)
-        counter = draw << 3
-        numbers = low[:, None] + random_below(seed, Purpose.PROBLEM, counter[:, None] + column, span[:, None])
-        numbers = numbers.masked_fill(column >= size[:, None], EMPTY)
-        goal = self._targets.to(draw.device)[stage, random_below(seed, Purpose.PROBLEM, counter + 7, targets)]
-        good = new.bool() | is_held_out(numbers, goal).eq(held_out)
-        for count in {stage.numbers for stage in self._stages}:
-            rows = (good & size.eq(count)).nonzero()[:, 0]
-            if len(rows):
-                good[rows] = solvable(numbers[rows, :count], goal[rows], self._largest)
-        return numbers, goal, good
+        """Those that each stage makes."""
+        numbers = torch.full((len(number), self.width), EMPTY, device=number.device)
+        target = torch.zeros_like(number)
+        for position, one in enumerate(self._stages):
+            rows = stage.eq(position).nonzero()[:, 0]
+            numbers[rows, : one.numbers], target[rows] = one.problems(number[rows], seed, held_out)
+        return Problems(number, stage, numbers, target)
 
     def read(self, lines: Sequence[str]) -> Problems:
-        """Problems as people write them, ``25 7 4 3 = 72``; whether they can be solved is not asked.
-
-        Raises:
-            ValueError: If a line cannot be read, or has more numbers than the stages.
-        """
+        """Problems as people write them, ``25 7 4 3 = 72``, with no more numbers than the stages; solvable or not."""
         rows = [read(line, self.width) for line in lines]
         number, columns = torch.arange(len(rows)), torch.tensor(rows, dtype=torch.int64).view(-1, self.width + 1)
         return Problems(number, torch.full_like(number, -1), ascending(columns[:, :-1]), columns[:, -1])
@@ -202,14 +162,8 @@ class CountdownEnv(Env):
         allowed = result.ne(EMPTY)
         pair = self._pairs.to(at.device)[at // OPERATIONS]
         numbers = ascending(state.numbers.scatter(1, pair, EMPTY).scatter(1, pair[:, :1], result))
-        after = State(
-            numbers=torch.where(allowed, numbers, state.numbers),
-            target=state.target,
-            terminated=numbers[:, 1].eq(EMPTY) | ~allowed[:, 0],
-            truncated=state.truncated,
-            steps=state.steps + 1,
-        )
-        return keep_ended(state, after, action)
+        ended, kept = numbers[:, 1].eq(EMPTY) | ~allowed[:, 0], torch.where(allowed, numbers, state.numbers)
+        return keep_ended(state, state._replace(numbers=kept, terminated=ended, steps=state.steps + 1), action)
 
     def observe(self, state: State) -> Observation:
         """The numbers that are left and the target, and what each action would make."""
@@ -218,8 +172,8 @@ class CountdownEnv(Env):
 
     def observation_bounds(self) -> dict[str, tuple[float, float]]:
         """No number is larger than the product of the largest ones."""
-        numbers = EMPTY, max(2, self._largest) ** self.width
-        return {"numbers": numbers, "target": (1, self._largest), "results": numbers}
+        most = max(2, *(max(stage.high, stage.target_high) for stage in self._stages))
+        return {"target": (1, most)} | dict.fromkeys(("numbers", "results"), (EMPTY, most**self.width))
 
     def action_mask(self, state: State) -> Tensor:
         """Which actions are allowed; where one number is left, the first, which does nothing any more."""
@@ -229,46 +183,34 @@ class CountdownEnv(Env):
 
     def solved(self, state: State) -> Tensor:
         """Whether the target is all that is left."""
-        one_left = state.numbers[:, 1:].eq(EMPTY).all(1)
-        return one_left & state.numbers[:, 0].eq(state.target)
+        return state.numbers[:, 1].eq(EMPTY) & state.numbers[:, 0].eq(state.target)
 
-    def solvable(self, state: State) -> Tensor:
-        """Whether the target can be reached from here, bool ``[B]``: for judging moves; an agent never learns it."""
-        found, left = self.solved(state), state.numbers.ne(EMPTY).sum(1)
-        for count in range(2, self.width + 1):
-            rows = left.eq(count).nonzero()[:, 0]
-            if len(rows):
-                found = found.index_copy(0, rows, solvable(state.numbers[rows, :count], state.target[rows]))
-        return found
+    def explain(self, observation: Observation, row: int) -> tuple[str, list[str]]:
+        """The numbers that are left, and each action as a call with its result."""
+        numbers = observation.numbers[row]
+        left, made = numbers.tolist(), self.results(numbers[None])[0].tolist()
+        terms = [(left[j], symbol, left[i]) for i, j in pairs(self.width) for symbol in SYMBOLS]
+        calls = [f"{x}{symbol}{y}={result}" for (x, symbol, y), result in zip(terms, made, strict=True)]
+        return " ".join(str(number) for number in left if number != EMPTY), calls
 
     def episodes(self, rollout: Rollout) -> list[CountdownEpisode]:
         """The episodes as expressions."""
-        problems = rollout.problems
-        columns = (problems.stage, problems.numbers, problems.target, rollout.visible_actions, rollout.solved)
+        problems, seen, action = rollout.problems, rollout.observations.numbers, rollout.actions
+        results = self.results(seen.flatten(0, 1)).gather(1, action.view(-1, 1)).view_as(action)
+        calls = torch.stack([rollout.visible_actions, results.T], 2)
+        columns = (problems.stage, problems.numbers, problems.target, calls, rollout.solved)
         return [self._episode(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
-    def _episode(self, stage: int, row: list[int], target: int, actions: list[int], solved: bool) -> CountdownEpisode:
+    def _episode(self, stage: int, row: list[int], target: int, calls: list[Any], solved: bool) -> CountdownEpisode:
         numbers = [number for number in row if number != EMPTY]
         terms, plan = [(number, str(number)) for number in numbers], []  # what is left, and what it was made of
-        for action in actions:
-            one, other = self._pairs[action // OPERATIONS].tolist()
-            if action < 0 or other >= len(terms):
+        for action, result in calls:
+            if action < 0 or result == EMPTY:  # not allowed, which ended the episode
                 break
-            symbol, (y, right), (x, left) = SYMBOLS[action % OPERATIONS], terms[one], terms[other]
-            if symbol == "/" and (y == 0 or x % y):  # not allowed, which ended the episode
-                break
-            value = CALLS[symbol](x, y)
-            plan.append(f"{x}{symbol}{y}={value}")
-            del terms[other], terms[one]
-            terms = sorted([*terms, (value, f"({left}{symbol}{right})")], key=itemgetter(0))
+            i, j = self._pairs[action // OPERATIONS].tolist()
+            symbol, (x, left), (y, right) = SYMBOLS[action % OPERATIONS], terms.pop(j), terms.pop(i)
+            plan.append(f"{x}{symbol}{y}={result}")
+            terms = sorted([*terms, (result, f"({left}{symbol}{right})")], key=itemgetter(0))
         made = " ".join(ast.unparse(ast.parse(text)).replace(" ", "") for _, text in terms)  # no needless brackets
-        return CountdownEpisode(
-            stage=self.stage_name(stage),
-            problem=f"{' '.join(map(str, numbers))} = {target}",
-            plan=plan,
-            solved=solved,
-            numbers=numbers,
-            target=target,
-            expression=made,
-            value=terms[0][0] if len(terms) == 1 else None,
-        )
+        problem, value = f"{' '.join(map(str, numbers))} = {target}", terms[0][0] if len(terms) == 1 else None
+        return CountdownEpisode(self.stage_name(stage), problem, plan, solved, numbers, target, made, value)
