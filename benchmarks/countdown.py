@@ -1,8 +1,12 @@
-"""Trains on Countdown from a configuration for a given CPU time, and measures it on 2,000 held-out problems a stage.
+"""Countdown: trains for a given CPU time, measures an agent, or draws the curves of runs.
 
     python -m benchmarks.countdown --config=configs/countdown_long.yaml --seconds=1800 --seed=0 --out=countdown.json
+    python -m benchmarks.countdown --ckpt=countdown --out=alone.json
+    python -m benchmarks.countdown --curves lightning_logs/version_0 lightning_logs/version_1 --out=countdown.png
 
-The learning rate falls to a fiftieth in the second half, the weight of the entropy bonus to a tenth over all of it.
+While it trains, the learning rate falls to a fiftieth in the second half, the weight of the entropy bonus to a tenth
+over all of it. An agent is a checkpoint, a folder or a name, as for ``solve``: it is measured on 2,000 held-out problems
+a stage, and on reasoning-gym's ``countdown`` by that package's own scorer (needs ``pip install -e '.[bench]'``).
 """
 
 import argparse
@@ -15,16 +19,19 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from toolagent_pl.envs.countdown import CountdownEnv
+from benchmarks.environment import environment
+from toolagent_pl.envs.countdown import CountdownEnv, CountdownSolver
+from toolagent_pl.envs.countdown.problems import solvable
 from toolagent_pl.rl.agent import Agent
 from toolagent_pl.rl.env import select
 from toolagent_pl.rl.rollout import collect
 from toolagent_pl.training import ProblemDataModule, ToolAgent
 
 PROBLEMS, SEED = 2000, 2**40 + 2  # as the datamodule tests on
-SAMPLES, SAMPLED = 16, 500
+SAMPLES, SAMPLED, JUDGED = 16, 500, 500
 
 
 def built(description: Any, *first: Any) -> Any:
@@ -32,18 +39,66 @@ def built(description: Any, *first: Any) -> Any:
     return pkgutil.resolve_name(description["class_path"])(*first, **description.get("init_args", {}))
 
 
-def measured(agent: Agent, env: CountdownEnv, sampled: bool) -> dict[str, dict[str, float]]:
+def measured(agent: Agent, env: CountdownEnv, sampled: bool, seed: int = SEED) -> dict[str, dict[str, float]]:
     """For each stage the share solved greedily, with 16 samples, and of first moves that keep a problem solvable."""
     number, cells = torch.arange(PROBLEMS), {}
     for stage, name in enumerate(env.all_stages):
-        problems = env.problems(number, torch.full_like(number, stage), SEED, held_out=True)
+        problems = env.problems(number, torch.full_like(number, stage), seed, held_out=True)
         rollout = collect(agent, env, problems)
         first = env.step(env.reset(problems), rollout.actions[0])
-        cells[name] = {"solved": share(rollout.solved), "first_move_kept": share(env.solvable(first))}
+        left = int(first.numbers[0].ge(0).sum())
+        kept = share(solvable(first.numbers[:, :left], first.target))
+        cells[name] = {"solved": share(rollout.solved), "first_move_kept": kept}
         if sampled:
             some = collect(agent, env, select(problems, slice(SAMPLED)), samples_per_problem=SAMPLES, seed=0)
             cells[name][f"pass@{SAMPLES}"] = share(some.solved.view(-1, SAMPLES).any(1))
     return cells
+
+
+def judged(solver: CountdownSolver, seed: int) -> list[dict[str, Any]]:
+    """What reasoning-gym's scorer says, of problems as it makes them and in the ranges that the agents learned."""
+    import reasoning_gym
+
+    rows = []
+    for numbers in (3, 4, 5, 6):
+        for ranges in ({}, {"max_value": 99, "min_target": 10, "max_target": 100}):
+            options = {"min_numbers": numbers, "max_numbers": numbers, **ranges}
+            dataset = reasoning_gym.create_dataset("countdown", size=JUDGED, seed=seed, **options)
+            entries = list(dataset)
+            facts = [entry["metadata"] for entry in entries]
+            lines = [f"{' '.join(map(str, fact['numbers']))} = {fact['target']}" for fact in facts]
+            found = [getattr(episode, "expression", None) for episode in solver.attempt(lines)]
+            scores = [dataset.score_answer(answer, entry) for answer, entry in zip(found, entries, strict=True)]
+            possible = solvable(*(torch.tensor([fact[name] for fact in facts]) for name in ("numbers", "target")))
+            rows.append({
+                **options,
+                "right": share(torch.tensor(scores).eq(1)),
+                "score": round(sum(scores) / JUDGED, 4),
+                "refused": found.count(None),
+                "solvable_by_the_rules_here": share(possible),
+            })  # fmt: skip
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def curves(runs: list[Path]) -> Figure:
+    """Accuracies in validation by batch, a panel for each run, from what it has written for TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    figure = Figure(figsize=(5 * len(runs), 3.5), layout="constrained")
+    for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
+        events = EventAccumulator(str(run)).Reload()
+        for tag in events.Tags()["scalars"]:
+            if tag.startswith("val/") and tag.endswith("_accuracy"):
+                points = events.Scalars(tag)
+                name = tag.removeprefix("val/").removesuffix("_accuracy")
+                axes.plot([point.step + 1 for point in points], [100 * point.value for point in points], label=name)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        agent, size = config["model"]["agent"]["class_path"].rpartition(".")[2], config["data"]["batch_size"]
+        axes.set(title=agent, xlabel=f"batches of {size} problems", ylabel="solved in validation, %", ylim=(0, 102))
+        axes.legend()
+        axes.grid(alpha=0.3)
+    return figure
 
 
 def share(which: Tensor) -> float:
@@ -90,8 +145,11 @@ class Clock(Callback):
 
 def main() -> None:
     """Train, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--config", type=Path, help="train by it")
+    task.add_argument("--ckpt", help="measure this agent")
+    task.add_argument("--curves", type=Path, nargs="+", metavar="RUN", help="draw what these runs have logged")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--every", type=float, default=60, help="CPU seconds between two measurements")
     parser.add_argument("--decay", type=float, default=0.5, help="share of the time in which the learning rate falls")
@@ -101,6 +159,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--weights", type=Path, help="where to save the agent's weights")
     options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.curves:
+        curves(options.curves).savefig(options.out, dpi=110)
+        return
+    if options.ckpt:
+        solver = CountdownSolver.from_checkpoint(options.ckpt)
+        facts = {"ckpt": options.ckpt, "seed": options.seed, "environment": environment()}
+        facts["cells"] = measured(solver.agent, solver.env, True, SEED + options.seed)
+        print(json.dumps(facts["cells"]), flush=True)
+        facts["reasoning_gym"] = judged(solver, options.seed)
+        if options.out:
+            options.out.write_text(json.dumps(facts, indent=1) + "\n")
+        return
     config = yaml.safe_load(options.config.read_text())
     for option in options.set:
         path, value = option.split("=", 1)
@@ -109,7 +180,6 @@ def main() -> None:
         for parent in parents:
             group = group[parent]
         group[last] = yaml.safe_load(value)
-    torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     env, model, data = built(config["env"]), dict(config["model"]), dict(config["data"])
     agent, algorithm = model.pop("agent"), built(model.pop("algorithm"))
