@@ -5,8 +5,8 @@
     python -m benchmarks.countdown --curves lightning_logs/version_0 lightning_logs/version_1 --out=countdown.png
 
 While it trains, the learning rate falls to a fiftieth in the second half, the weight of the entropy bonus to a tenth
-over all of it. An agent is a checkpoint, a folder or a name, as for ``solve``: it is measured on 2,000 held-out problems
-a stage, and on reasoning-gym's ``countdown`` by that package's own scorer (needs ``pip install -e '.[bench]'``).
+over all of it. An agent is a checkpoint, a folder or a name, as for ``solve``: it is measured on 2,000 held-out
+problems a stage, and on reasoning-gym's ``countdown`` by that package's own scorer (needs ``pip install -e '.[bench]'``).
 """
 
 import argparse
@@ -96,7 +96,7 @@ def curves(runs: list[Path]) -> Figure:
         config = yaml.safe_load((run / "config.yaml").read_text())
         agent, size = config["model"]["agent"]["class_path"].rpartition(".")[2], config["data"]["batch_size"]
         axes.set(title=agent, xlabel=f"batches of {size} problems", ylabel="solved in validation, %", ylim=(0, 102))
-        axes.legend()
+        axes.legend(loc="lower right")
         axes.grid(alpha=0.3)
     return figure
 

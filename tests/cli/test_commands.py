@@ -43,13 +43,11 @@ def test_the_default_run_is_spelled_out(capsys):
 
 
 # Others in test_fit.py and test_sweep.py.
-@pytest.mark.parametrize(
-    "name", ["expressions.yaml", "multi_gpu.yaml", "countdown.yaml", "countdown_long.yaml", "countdown_ahead.yaml"]
-)
+@pytest.mark.parametrize("name", ["expressions", "multi_gpu", "countdown", "countdown_long", "countdown_ahead"])
 def test_every_configuration_runs(name):
     options = ["--trainer.devices=1", "--trainer.strategy=auto", "--trainer.precision=32-true", *SHORT[1:]]
     options += ["--data.batch_size=64", "--data.test_problems=20", "--samples.per_stage=1"]
-    main(["fit", "--config", str(CONFIGS / name), *options])
+    main(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *options])
     assert batches_of("lightning_logs/version_0/checkpoints/last.ckpt") == 2
 
 
