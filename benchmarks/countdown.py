@@ -6,13 +6,14 @@
 
 While it trains, the learning rate falls to a fiftieth in the second half, the weight of the entropy bonus to a tenth
 over all of it. An agent is a checkpoint, a folder or a name, as for ``solve``: it is measured on 2,000 held-out
-problems a stage, and on reasoning-gym's ``countdown`` by that package's own scorer (needs ``pip install -e '.[bench]'``).
+problems a stage, and on reasoning-gym's ``countdown`` by that package's own scorer (pip install -e '.[bench]').
 """
 
 import argparse
 import json
 import pkgutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,8 @@ class Clock(Callback):
             trainer.should_stop = used >= self.seconds
 
 
-def main() -> None:
-    """Train, measure, write."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, measure or draw, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--config", type=Path, help="train by it")
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="options as in model.algorithm.init_args.ent_coef=0.1")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--weights", type=Path, help="where to save the agent's weights")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.curves:
         curves(options.curves).savefig(options.out, dpi=110)

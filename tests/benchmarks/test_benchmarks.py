@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import ablations, compare, gpu, overhead, reasoning_gym_eval, sb3, throughput, time_to_solve
+from benchmarks import ablations, compare, countdown, gpu, overhead, reasoning_gym_eval, sb3, throughput, time_to_solve
 from benchmarks.bare import DEFAULT_RUN, make_module, steps_of, trained_reader
 from toolagent_pl import Problems
 from toolagent_pl.cli.main import main as command_line
@@ -187,6 +187,26 @@ def test_reasoning_gym_scores_what_is_within_the_language():
     result = reasoning_gym_eval.evaluate(Calculator(), "basic_arithmetic", options, 50, 0)
     assert 0 < result["within_the_language"] < 50
     assert result["score_of_all"] < result["score"]
+
+
+def test_agents_of_countdown_are_trained_and_measured(tmp_path, monkeypatch):
+    pytest.importorskip("reasoning_gym")
+    for name, value in (("PROBLEMS", 20), ("SAMPLED", 5), ("JUDGED", 4)):
+        monkeypatch.setattr(countdown, name, value)
+    output, small = tmp_path / "out.json", ["data.batch_size=8", "model.agent.init_args.hidden=8"]
+    config = str(Path(__file__).parents[2] / "configs/countdown.yaml")
+    countdown.main([f"--config={config}", "--seconds=0.1", f"--out={output}", "--set", *small])
+    trained = json.loads(output.read_text())["curve"][-1]["cells"]
+    countdown.main(["--ckpt=countdown-ahead", f"--out={output}"])
+    measured = json.loads(output.read_text())
+    for cells, names in ((trained, ["C3", "C3_new"]), (measured["cells"], ["C3", "C4", "C3_new", "C4_new"])):
+        assert list(cells) == names
+        assert all(cell["solved"] <= cell["first_move_kept"] for cell in cells.values())
+    assert measured["cells"]["C3"]["pass@16"] > 90 > trained["C3"]["pass@16"]
+    judged = measured["reasoning_gym"]
+    assert [row["refused"] for row in judged] == [0, 0, 0, 0, 4, 4, 4, 4]
+    assert judged[1]["right"] == 100  # three numbers in the ranges trained on
+    assert all(row["right"] <= row["solvable_by_the_rules_here"] for row in judged)
 
 
 def test_what_is_checked_on_a_gpu_can_be_checked_on_a_cpu(capsys, tmp_path):

@@ -26,6 +26,7 @@ PAGE = """\
 <style>
 body { max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; }
 table { border-collapse: collapse; width: 100%; }
+th { width: 14rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-top: 1px solid #8888; }
 h2, td { font-variant-numeric: tabular-nums; }
 </style>
