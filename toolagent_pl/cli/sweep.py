@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from toolagent_pl.cli.errors import USAGE_ERROR, stop
+from toolagent_pl.cli.errors import own_error, stop
 from toolagent_pl.cli.main import ArgumentParser, ToolAgentCLI
 from toolagent_pl.cli.main import main as command_line
 from toolagent_pl.rl.checks import check_range
@@ -30,21 +31,19 @@ try:
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.storages import RDBStorage, RetryFailedTrialCallback
+    from optuna.study import MaxTrialsCallback, StudyDirection
     from optuna.trial import FrozenTrial, TrialState
 except ImportError:
-    stop("sweep: got no optuna, expected it to be installed: pip install 'toolagent_pl[sweep]'", USAGE_ERROR)
+    stop("sweep: got no optuna, expected it to be installed: pip install 'toolagent_pl[sweep]'")
 
 SCORE = "hp/score"  # beside the hyper-parameters in TensorBoard
-STUDY, BEST = "study.db", "best.yaml"
-CONFIG, ERROR = "config", "error"  # attributes of a trial, of a trial that failed
+BEST = "best.yaml"
+CONFIG, ERROR = "config", "error"  # attributes of a trial, of one that failed
 SETTINGS = ("space", "fit", "metric", "score", "direction")  # that all processes must have alike
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # in the order of the table; killed ones are tried again
 SHOWN = 10  # trials in the table
 MARK = "# The best of a sweep, trial "  # how the file with its configuration begins
 EPILOG = "Start the command several times to run several trials at once; start it again to go on with a sweep."
-
-
-class TrialError(Exception):
-    """A trial whose options do not go together; the sweep goes on with others."""
 
 
 def distributions(space: Mapping[str, Any], path: str = "") -> dict[str, BaseDistribution]:
@@ -61,7 +60,8 @@ def distributions(space: Mapping[str, Any], path: str = "") -> dict[str, BaseDis
     for key, given in space.items():
         option = f"{path}{key}"
         if isinstance(given, list) and given:
-            found[option] = CategoricalDistribution([_word(value) for value in given])
+            words = [value if isinstance(value, str) else json.dumps(value, default=list) for value in given]
+            found[option] = CategoricalDistribution(words)
         elif isinstance(given, Mapping) and given and not {"low", "high"} & set(given):
             found |= distributions(given, f"{option}.")
         else:
@@ -72,10 +72,6 @@ def distributions(space: Mapping[str, Any], path: str = "") -> dict[str, BaseDis
                 expected = "a list of choices, or low and high, and maybe log: true or a step"
                 raise ValueError(f"space.{option}: got {given}, expected {expected} ({error})") from None
     return found
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=list)
 
 
 @dataclass
@@ -122,10 +118,7 @@ class Sweep:
 
     def check(self) -> None:
         """Build runs from all ends of the space without running them, so that no trial fails for a wrong option."""
-        ends = {
-            option: list(one.choices) if isinstance(one, CategoricalDistribution) else [one.low, one.high]  # type: ignore[attr-defined]
-            for option, one in self.options.items()
-        }
+        ends = {option: getattr(one, "choices", None) or (one.low, one.high) for option, one in self.options.items()}
         for i in range(max(map(len, ends.values()))):
             command_line(self.words({option: values[i % len(values)] for option, values in ends.items()}), DryCLI)
 
@@ -139,8 +132,8 @@ class Sweep:
         if best.exists() and not best.read_bytes().startswith(MARK.encode()):
             raise ValueError(f"directory: got {self.root}, whose {BEST} is not of a sweep; expected another")
         settings = json.loads(json.dumps({key: getattr(self, key) for key in SETTINGS}))
-        pruner = optuna.pruners.MedianPruner(n_warmup_steps=self.prune_after or 0)
-        url = self.storage or f"sqlite:///{self.root / STUDY}"
+        pruners, never = optuna.pruners, self.prune_after is None
+        url = self.storage or f"sqlite:///{self.root / 'study.db'}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".lock", timeout=60):  # two that make the tables at once fail
@@ -156,7 +149,7 @@ class Sweep:
                     study_name="sweep",
                     direction=self.direction,
                     load_if_exists=True,
-                    pruner=pruner if self.prune_after is not None else optuna.pruners.NopPruner(),
+                    pruner=pruners.NopPruner() if never else pruners.MedianPruner(n_warmup_steps=self.prune_after),
                     sampler=optuna.samplers.TPESampler(constant_liar=True),  # so that processes do not try the same
                 )
                 before = study.user_attrs.get("settings") or settings
@@ -171,14 +164,18 @@ class Sweep:
 class DryCLI(ToolAgentCLI):
     """Builds everything, and runs nothing."""
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        try:
-            self.check_run(subcommand)
-            if (devices := self.trainer.world_size) > 1:
-                expected = "1: start the sweep once for each device instead"
-                raise ValueError(f"trainer.devices: got {devices}, expected {expected}")
-        except ValueError as error:
-            stop(error, USAGE_ERROR)
+    def before_fit(self) -> None:
+        """Refuse what cannot be run as a trial."""
+        self.check_run()
+        if (devices := self.trainer.world_size) > 1:
+            expected = "1: start the sweep once for each device instead"
+            raise ValueError(f"trainer.devices: got {devices}, expected {expected}")
+
+    def fit(self, **options: Any) -> None:
+        """Train nothing."""
+
+    def after_fit(self) -> None:
+        """Test nothing."""
 
 
 class TrialCLI(ToolAgentCLI):
@@ -191,10 +188,8 @@ class TrialCLI(ToolAgentCLI):
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Build the trainer."""
         trainer: Any = super().instantiate_trainer(**options)
-        trainer.callbacks = [
-            *(one for one in trainer.callbacks if not isinstance(one, Pictures | SampleEpisodes)),
-            self.report,
-        ]
+        kept = [one for one in trainer.callbacks if not isinstance(one, Pictures | SampleEpisodes)]
+        trainer.callbacks = [*kept, self.report]
         return trainer
 
     def after_fit(self) -> None:
@@ -209,7 +204,7 @@ class TrialCLI(ToolAgentCLI):
 class LogTrial(LogConfig):
     """Saves the configuration with the trial, too, and shows in TensorBoard what was searched."""
 
-    def __init__(self, *args: Any, trial: optuna.Trial, **options: Any) -> None:
+    def __init__(self, trial: optuna.Trial, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.trial = trial
         # They are those of the sweep.
@@ -218,8 +213,9 @@ class LogTrial(LogConfig):
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Write it, and hand it to the loggers."""
         assert self.folder is not None
-        self.trial.set_user_attr(CONFIG, self.parser.dump(self.config, skip_none=False))
-        (self.folder / self.config_filename).write_text(self.trial.user_attrs[CONFIG], encoding="utf-8")
+        config = self.parser.dump(self.config, skip_none=False)
+        self.trial.set_user_attr(CONFIG, config)
+        (self.folder / self.config_filename).write_text(config, encoding="utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(dict(self.trial.params), {SCORE: 0.0})
@@ -241,7 +237,7 @@ class Report(Callback):
     def score(self) -> float:
         """What the trial has come to so far; not a number without a validation."""
         values = self.values[-1:] if self.sweep.score == "last" else self.values
-        return sum(values) / len(values) if values else float("nan")
+        return sum(values) / len(values) if values else math.nan
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Report. A run that ends early, since all is solved, counts as if its last value had lasted."""
@@ -253,7 +249,7 @@ class Report(Callback):
             known = ", ".join(there)
             raise ValueError(f"metric: got {self.sweep.metric}, expected one of {known}, or a pattern")
         self.values.append(sum(found) / len(found))
-        if trainer.should_stop and trainer.max_epochs and trainer.max_epochs > 0:
+        if trainer.should_stop and trainer.max_epochs:
             self.values += [self.values[-1]] * (trainer.max_epochs - len(self.values))
         self.trial.report(self.score, len(self.values))
         if not trainer.should_stop and self.trial.should_prune():
@@ -264,30 +260,35 @@ def run_trial(sweep: Sweep, trial: optuna.Trial) -> float:
     """Train with what a trial suggests, and return its score.
 
     Raises:
-        TrialPruned: If it is worse than the others.
-        TrialError: If its options do not go together.
+        TrialPruned: If it is worse than the others, or has failed, as with options that do not go together.
     """
-    chosen = {option: trial._suggest(option, one) for option, one in sweep.options.items()}
+    chosen = {option: _suggested(trial, option, one) for option, one in sweep.options.items()}
     report = Report(sweep, trial)
-    places = [f"--trainer.default_root_dir={sweep.root / f'trial_{trial.number}'}"]
+    place = f"--trainer.default_root_dir={sweep.root / f'trial_{trial.number}'}"
     try:
         command_line(
-            [*sweep.words(chosen), *places, "--trainer.enable_progress_bar=false"],
-            TrialCLI,
-            report=report,
-            save_config_callback=LogTrial,
-            save_config_kwargs={"save_to_log_dir": False, "trial": trial},
+            [*sweep.words(chosen), place, "--trainer.enable_progress_bar=false"],
+            partial(TrialCLI, report=report),
+            save_config_callback=partial(LogTrial, trial),
         )
     except SystemExit as stopped:
         if isinstance(stopped.code, int) and stopped.code > 128:  # by a signal: its heart beats no more
             raise
         trial.set_user_attr(ERROR, f"ended with exit code {stopped.code}")
-        raise TrialError from stopped
-    if report.pruned:
-        raise optuna.TrialPruned
+        raise optuna.TrialPruned from stopped
     if math.isnan(report.score):
         trial.set_user_attr(ERROR, f"the {sweep.score} of {sweep.metric} is not a number")
+    if report.pruned or math.isnan(report.score):
+        raise optuna.TrialPruned
     return report.score
+
+
+def _suggested(trial: optuna.Trial, option: str, one: BaseDistribution) -> Any:
+    if isinstance(one, CategoricalDistribution):
+        return trial.suggest_categorical(option, one.choices)
+    assert isinstance(one, IntDistribution | FloatDistribution)
+    suggest: Any = trial.suggest_int if isinstance(one, IntDistribution) else trial.suggest_float
+    return suggest(option, one.low, one.high, step=one.step, log=one.log)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -301,20 +302,21 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="file with any of these options")
     parser.add_class_arguments(Sweep)
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_args(list(arguments)).as_dict()
+    del options["config"]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     try:
-        sweep = Sweep(**{key: value for key, value in options.as_dict().items() if key != "config"})
+        sweep = Sweep(**options)
         sweep.check()
         _run(sweep, sweep.open())
     except ValueError as error:
-        if type(error) is not ValueError:
+        if own_error(error) is not error:
             raise
-        stop(error, USAGE_ERROR)
+        stop(error)
     return 0
 
 
@@ -322,62 +324,20 @@ def _run(sweep: Sweep, study: optuna.Study) -> None:
     console = Console(highlight=False, soft_wrap=True)
 
     def told(study: optuna.Study, trial: FrozenTrial) -> None:
-        number, score, state, took, *numbers = _row(trial, sweep)
-        values = ", ".join(f"{name} {value}" for name, value in zip(sweep.options, numbers, strict=True))
-        console.print(f"trial {number}: {score}, {state} after {took} s: {values}", markup=False)
-        ended = _ended(study)
-        if ended[0].state == TrialState.COMPLETE:
-            _write_best(sweep, ended[0])
-        if len(ended) >= sweep.trials:
-            study.stop()
+        number, score, state, took, *values = _row(trial, sweep)
+        chosen = ", ".join(map(" ".join, zip(sweep.options, values, strict=True)))
+        console.print(f"trial {number}: {score}, {state} after {took} s: {chosen}", markup=False)
+        if trial.state == TrialState.COMPLETE:
+            _write_best(sweep, study.best_trial)
 
-    if len(_ended(study)) < sweep.trials:
-        study.optimize(lambda trial: run_trial(sweep, trial), callbacks=[told], catch=TrialError)
-    trials = _ended(study)
+    if len(study.get_trials(deepcopy=False, states=ENDED)) < sweep.trials:
+        study.optimize(partial(run_trial, sweep), callbacks=[told, MaxTrialsCallback(sweep.trials, ENDED)])
+    trials = study.get_trials(deepcopy=False, states=ENDED)
+    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+    trials.sort(key=lambda trial: (ENDED.index(trial.state), ERROR in trial.user_attrs, sign * (trial.value or 0.0)))
     if not any(trial.state == TrialState.COMPLETE for trial in trials):
         raise ValueError(f"trials: got {len(trials)}, none of which came to its end, expected one that does")
-    _print(sweep, study, trials, console)
-
-
-def _ended(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that have ended, best first; behind them those that were pruned, then those that failed.
-
-    Without those that were killed: they are tried again.
-    """
-    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    order = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    trials = study.get_trials(deepcopy=False, states=order)
-    ended = [trial for trial in trials if trial.state != TrialState.FAIL or ERROR in trial.user_attrs]
-    return sorted(ended, key=lambda trial: (order.index(trial.state), sign * (_score(trial) or 0.0)))
-
-
-def _score(trial: FrozenTrial) -> float | None:
-    return trial.value if trial.value is not None else trial.intermediate_values.get(trial.last_step or 0)
-
-
-def _row(trial: FrozenTrial, sweep: Sweep) -> list[str]:
-    """Number, score, state, seconds, and parameters of a trial."""
-    score, values = _score(trial), map(trial.params.get, sweep.options)
-    return [
-        str(trial.number),
-        "-" if score is None else f"{score:.4f}",
-        trial.user_attrs.get(ERROR) or trial.state.name.lower(),
-        f"{trial.duration.total_seconds():.0f}" if trial.duration else "-",
-        *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values),
-    ]
-
-
-def _write_best(sweep: Sweep, best: FrozenTrial) -> None:
-    """Write the configuration of the best trial so far."""
-    line = f"{MARK}{best.number}: {sweep.score} of {sweep.metric} is {best.value}.\n"
-    written = sweep.root / f".{BEST}.{os.getpid()}"
-    written.write_text(line + best.user_attrs[CONFIG], encoding="utf-8")
-    os.replace(written, sweep.root / BEST)  # never half of it
-
-
-def _print(sweep: Sweep, study: optuna.Study, trials: Sequence[FrozenTrial], console: Console) -> None:
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    if running:
+    if running := study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         console.print(f"{len(running)} more run elsewhere; the last process to end knows all.")
     table = Table("trial", box=box.SIMPLE_HEAD, title=f"{sweep.score} of {sweep.metric}", title_justify="left")
     short = [name.rpartition(".")[2] for name in sweep.options]
@@ -388,3 +348,22 @@ def _print(sweep: Sweep, study: optuna.Study, trials: Sequence[FrozenTrial], con
     console.print(table)
     console.print(f"The best of them: python -m toolagent_pl fit --config {sweep.root / BEST}", markup=False)
     console.print(f"All of them: tensorboard --logdir {sweep.root}", markup=False)
+
+
+def _row(trial: FrozenTrial, sweep: Sweep) -> list[str]:
+    """Number, score, state, seconds, and parameters of a trial."""
+    return [
+        str(trial.number),
+        "-" if trial.value is None else f"{trial.value:.4f}",
+        trial.user_attrs.get(ERROR) or trial.state.name.lower(),
+        f"{trial.duration.total_seconds():.0f}" if trial.duration else "-",
+        *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, sweep.options)),
+    ]
+
+
+def _write_best(sweep: Sweep, best: FrozenTrial) -> None:
+    """Write the configuration of the best trial so far."""
+    line = f"{MARK}{best.number}: {sweep.score} of {sweep.metric} is {best.value}.\n"
+    written = sweep.root / f".{BEST}.{os.getpid()}"
+    written.write_text(line + best.user_attrs[CONFIG], encoding="utf-8")
+    os.replace(written, sweep.root / BEST)  # never half of it
