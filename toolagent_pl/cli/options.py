@@ -9,8 +9,7 @@ import yaml
 from jsonargparse import Namespace
 
 DEFAULT_ENV = "toolagent_pl.envs.calculator.CalculatorEnv"
-GROUPS = ("trainer", "env", "model", "data", "curriculum", "annealing", "solved", "checkpoint", "samples", "pictures")
-GROUPS += ("predictions",)
+GROUPS = "trainer env model data curriculum annealing solved checkpoint samples pictures predictions".split()
 
 
 class _UniqueKeys(yaml.SafeLoader):

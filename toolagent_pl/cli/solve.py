@@ -13,12 +13,13 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from toolagent_pl.cli.parser import INTERRUPTED, CommandParser, agent_path, failed
+from toolagent_pl.cli.parser import CommandParser, agent_path, failed
 from toolagent_pl.envs.calculator.episodes import ArithmeticEpisode
-from toolagent_pl.envs.calculator.expression import ExpressionError
 from toolagent_pl.envs.calculator.solver import Solution, Solver
 from toolagent_pl.envs.calculator.text import LEGEND, draw, page
+from toolagent_pl.envs.countdown.env import CountdownEpisode
 from toolagent_pl.envs.countdown.solve import CountdownSolver
 from toolagent_pl.rl.files import check_new
 
@@ -67,76 +68,62 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := [word for word in options.expressions if re.match("--[a-z]", word)]:
         parser.error(f"unrecognized arguments: {unknown[0]}")  # argparse takes one with a space in it for no option
     try:
-        status = _countdown(options) if options.env == "countdown" else _solve(options)
+        solver = _loaded(options)
+    except (ValueError, OSError) as error:
+        return failed(error)
+    try:
+        status = _solve(options, solver)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # nobody reads on, as in ``| head -1``
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
         return 0
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
-def _solve(options: argparse.Namespace) -> int:
-    try:
-        if options.html and not options.overwrite:
-            check_new("html", [Path(options.html).expanduser()])
-        solver = Solver.from_checkpoint(agent_path(options), options.allow_custom)
-    except (ValueError, OSError) as error:
-        return failed(error)
+def _loaded(options: argparse.Namespace) -> Solver | CountdownSolver:
+    path = agent_path(options.ckpt_path)
+    if options.env == "countdown":
+        if path is None:
+            raise ValueError("ckpt_path: got none, expected a checkpoint: the package has no agent for Countdown")
+        if options.html:
+            raise ValueError(f"html: got {options.html}, expected no page for Countdown")
+        return CountdownSolver.from_checkpoint(path, options.allow_custom)
+    if options.html and not options.overwrite:
+        check_new("html", [Path(options.html).expanduser()])
+    return Solver.from_checkpoint(path, options.allow_custom)
+
+
+def _solve(options: argparse.Namespace, solver: Any) -> int:
     status, solved = 0, 0
     drawn: list[tuple[str, ArithmeticEpisode]] = []
     width = shutil.get_terminal_size((UNLIMITED, 0)).columns
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     for chunk in _chunks(options.expressions):
         for (place, text), result in zip(chunk, solver.attempt([text for _, text in chunk]), strict=True):
-            if isinstance(result, ExpressionError):
+            if isinstance(result, ValueError):
                 status = failed(f"{place}{result}")
-                continue
-            solved += 1
-            if options.json:
-                print(json.dumps(Solution.of(text, result).as_dict()))
+            elif isinstance(result, CountdownEpisode):
+                found = {name: getattr(result, name) for name in ("numbers", "target", "expression")}
+                print(json.dumps({**found, "correct": result.solved}) if options.json else result)
             else:
-                print(draw(text, result, solver.env.vocabulary, width=width, colour=colour), end="\n\n")
-            if options.html and solved <= MAX_DRAWN:
-                drawn.append((text, result))
+                solved += 1
+                if options.json:
+                    print(json.dumps(Solution.of(text, result).as_dict()))
+                else:
+                    print(draw(text, result, solver.env.vocabulary, width=width, colour=colour), end="\n\n")
+                if options.html:
+                    drawn.append((text, result))
         sys.stdout.flush()
     if solved and not options.json and solver.env.positions:
         print(f"Looked at before a call: {LEGEND}")
-    if options.html and solved:
+    if drawn:
         try:
             if solved > MAX_DRAWN:
                 raise ValueError(f"html: got {solved} expressions, expected at most {MAX_DRAWN} on a page")
-            text = page([given for given, _ in drawn], [episode for _, episode in drawn], solver.env)
-            Path(options.html).expanduser().write_text(text, encoding="utf-8")
+            written = page([text for text, _ in drawn], [episode for _, episode in drawn], solver.env)
+            Path(options.html).expanduser().write_text(written, encoding="utf-8")
         except (ValueError, OSError) as error:
-            status = failed(error)
-    return status
-
-
-def _countdown(options: argparse.Namespace) -> int:
-    try:
-        path = agent_path(options)
-        if path is None:
-            raise ValueError(
-                "ckpt_path: got none, expected a checkpoint: no agent for Countdown comes with the package"
-            )
-        if options.html:
-            raise ValueError(f"html: got {options.html}, expected no page for Countdown")
-        solver = CountdownSolver.from_checkpoint(path, options.allow_custom)
-    except (ValueError, OSError) as error:
-        return failed(error)
-    status = 0
-    for chunk in _chunks(options.expressions):
-        for (place, _), result in zip(chunk, solver.attempt([text for _, text in chunk]), strict=True):
-            if isinstance(result, ValueError):
-                status = failed(f"{place}{result}")
-            elif options.json:
-                found = {name: getattr(result, name) for name in ("numbers", "target", "expression")}
-                print(json.dumps({**found, "correct": result.solved}))
-            else:
-                print(result)
-        sys.stdout.flush()
+            return failed(error)
     return status
 
 

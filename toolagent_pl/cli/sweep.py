@@ -289,10 +289,10 @@ def main(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
     for category in (optuna.exceptions.ExperimentalWarning, FutureWarning):  # of heartbeats
         warnings.simplefilter("ignore", category)
-    shown = {"description": "Search for good options of fit.", "epilog": EPILOG}
-    parser = {"parser_class": ArgumentParser, "prog": "python -m toolagent_pl sweep", **shown}
+    shown = {"prog": "python -m toolagent_pl sweep", "description": "Search for good options of fit.", "epilog": EPILOG}
+    parse: Any = partial(auto_cli, Sweep, config_help="file with any of these options", return_instance=True)
     try:
-        sweep = auto_cli(Sweep, list(arguments), "file with any of these options", return_instance=True, **parser)
+        sweep = parse(args=list(arguments), parser_class=ArgumentParser, **shown)
         sweep.check()
         _run(sweep, sweep.open())
     except ValueError as error:
