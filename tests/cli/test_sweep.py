@@ -1,5 +1,6 @@
 """``sweep``: what it searches, what it leaves behind, and that it can be killed at any time."""
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_a_sweep_tries_settings_and_goes_on_and_writes_the_best(capsys):
     best = study().best_trial
     written = yaml.safe_load(Path("sweep/best.yaml").read_text())
     assert written["model"]["learning_rate"] == best.params["model.learning_rate"]
-    assert f"trial {best.number}: {best.value:.4f}, complete" in capsys.readouterr().out
+    assert re.search(rf"\n +{best.number} +{best.value:.4f} +complete ", capsys.readouterr().out)
     command_line(["fit", "--config=sweep/best.yaml", "--trainer.max_epochs=1"])
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()  # not among the trials
     assert Path("sweep/trial_2/lightning_logs/version_0/checkpoints/last.ckpt").is_file()

@@ -15,6 +15,7 @@ from toolagent_pl.envs.calculator.solver import PRETRAINED, USAGE
 from toolagent_pl.interop import graphs
 from toolagent_pl.rl import saved
 from toolagent_pl.rl.agent import Agent
+from toolagent_pl.rl.checks import check_range
 from toolagent_pl.rl.env import Env
 from toolagent_pl.rl.files import check_new
 from toolagent_pl.rl.rollout import Rollout, collect
@@ -22,7 +23,6 @@ from toolagent_pl.rl.rollout import Rollout, collect
 BATCH = 4096
 TRIED = 10_000  # problems of each stage
 ENOUGH = 100  # problems of a shape of tree, for its share to say something
-FORMATS = (*graphs.FORMATS, "safetensors")
 EXAMPLES = """\
 examples:
   python -m toolagent_pl export --format onnx
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("export", description="Write a trained agent for other programs.", epilog=EXAMPLES)
     parser.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=(*graphs.FORMATS, "safetensors"),
         required=True,
         help="onnx: graphs of prefill and decode; torch: the same as torch.export programs; safetensors: a folder "
         "with weights, config.json and a model card, which solve and Solver.from_pretrained load",
@@ -75,13 +75,11 @@ def main(arguments: Sequence[str]) -> int:
 def _export(options: argparse.Namespace) -> str:
     """Export, and say what came of it."""
     most = options.test_problems
-    if most is not None and most < 0:
-        raise ValueError(f"test_problems: got {most}, expected at least 0")
+    check_range(at_least=0, test_problems=most)
     directory = Path(options.output).expanduser()
     if not options.overwrite:
         check_new("output", (directory / name for name in graphs.FILES.get(options.format, saved.FILES)))
-    path = agent_path(options)
-    found = saved.read(PRETRAINED if path is None else path)
+    found = saved.read(agent_path(options.ckpt_path) or PRETRAINED)
     agent, env = saved.build(found, options.allow_custom)
     if options.dtype != "float32" and options.format != "safetensors":
         raise ValueError(f"dtype: got {options.dtype}, expected float32 with format {options.format}")
@@ -90,12 +88,11 @@ def _export(options: argparse.Namespace) -> str:
         with torch.no_grad():
             for matrix in (weight for weight in agent.parameters() if weight.ndim > 1):
                 matrix.copy_(matrix.to(dtype))
-        known = found.description.get("figures") or {}
-        if not known or most is not None:
-            tried = _figures(agent, env, TRIED if most is None else most)
-            known = {**known, **tried} if isinstance(known, dict) else tried
+        figures = found.description.get("figures") or {}
+        if not figures or most is not None:
+            figures = {**figures, **_figures(agent, env, TRIED if most is None else most)}
         usage = USAGE if isinstance(env, CalculatorEnv) and not agent.stage_conditioned else saved.USAGE
-        saved.write(directory, agent, env, found.description, {"figures": known}, True, usage, dtype)
+        saved.write(directory, agent, env, found.description, {"figures": figures}, True, usage, dtype)
         return f"{directory}: weights, config.json and README.md of {type(agent).__name__}"
     if not isinstance(env, RegisterEnv):
         raise ValueError(f"format: got {options.format}, expected safetensors for agents of {type(env).__name__}")
@@ -115,8 +112,8 @@ def _figures(agent: Agent, env: Env, most: int) -> dict[str, dict[str, Any]]:
         rollouts.setdefault(env.stages[int(batch.stage[0])], []).append(collect(agent, env, batch))
     figures: dict[str, dict[str, Any]] = {}
     for stage, tried in rollouts.items():
-        solved = [int(one.solved.sum()) for one in tried]
-        figures[stage] = {"right": sum(solved), "tried": sum(len(one.solved) for one in tried)}
+        solved = torch.cat([one.solved for one in tried])
+        figures[stage] = {"right": int(solved.sum()), "tried": len(solved)}
         if isinstance(env, RegisterEnv) and (note := _worst_shape(tried)):
             figures[stage]["note"] = note
     return figures

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 from lightning.pytorch import Trainer
@@ -12,9 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import toolagent_pl.envs.countdown  # so that its classes are known by their names
 import toolagent_pl.envs.tutorial  # noqa: F401  # as are these
-from toolagent_pl.cli import options as given_options
-from toolagent_pl.cli.errors import USAGE_ERROR, in_one_message, own_error, prefixed, show_custom, stop
-from toolagent_pl.cli.options import by_name, check_dropped
+from toolagent_pl.cli.errors import in_one_message, own_error, prefixed, show_custom, stop
+from toolagent_pl.cli.options import by_name, check_dropped, default_options, default_run, given, has_default_env
 from toolagent_pl.cli.report import finish, print_how_to_go_on, print_table
 from toolagent_pl.rl.env import Env
 from toolagent_pl.training import runs
@@ -39,13 +38,14 @@ CALLBACKS = {
 }
 OWNERS = {kind.__name__: group for group, kind in CALLBACKS.items()}
 OWNERS |= {"ToolAgent": "model", "ProblemDataModule": "data"}
+FAILED = 1
 
 
 class ArgumentParser(LightningArgumentParser):
     """Says in one line what is wrong, instead of printing all options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"parser_mode": given_options.PARSER_MODE, "allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def add_class_arguments(self, theclass: Any, nested_key: str | None = None, **kwargs: Any) -> Any:
         """Leave out what is not offered."""
@@ -58,9 +58,7 @@ class ArgumentParser(LightningArgumentParser):
         if not self.exit_on_error:  # a parser of a nested class: the one around it wants the exception
             super().error(message, ex)
         show_custom(ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
-        known = [option[2:] for action in parser._actions for option in action.option_strings]
-        stop(in_one_message(message, known), USAGE_ERROR)
+        stop(in_one_message(message, by_name(getattr(ex, "subcommand_parser", self).get_defaults())))
 
 
 class ToolAgentCLI(LightningCLI):
@@ -73,11 +71,38 @@ class ToolAgentCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
         self.words = list(sys.argv[1:] if args is None else args)
+        self.options: dict[str, Any] = {}
+        failed = True
         try:
-            self.given = given_options.given(self.words)
-        except Exception as error:  # a file of anything
-            stop(own_error(error) or f"config: cannot be read\n{error}", USAGE_ERROR)
-        super().__init__(ToolAgent, ProblemDataModule, args=self.words, **kwargs)
+            with ExitStack() as self.during_run:
+                self.given = given(self.words)
+                super().__init__(ToolAgent, ProblemDataModule, args=self.words, **kwargs)
+            failed = False
+        except RanksDisagreeError as error:
+            stop(error, FAILED) if self.trainer.is_global_zero else sys.exit(FAILED)  # all ranks know it: one says it
+        except (NonFiniteError, CheckpointError) as error:
+            stop(error, FAILED)
+        except RuntimeError as error:
+            if "by peer" not in str(error):  # gloo's, on the ranks that are left
+                raise
+            stop(f"step {self.model.batches_seen}: another rank is gone ({str(error).splitlines()[0]})", FAILED)
+        except OSError as error:
+            if error.filename is None or "trainer" not in vars(self):
+                raise
+            stop(f"cannot write {error.filename} ({error.strerror})", FAILED)
+        except (ValueError, TypeError, MisconfigurationException) as error:  # about options, ours and Lightning's
+            own = own_error(error)
+            if own is None and not isinstance(error, MisconfigurationException):
+                raise
+            show_custom(own or error)
+            stop(prefixed(own, self.options, OWNERS) if own else error)
+        except SystemExit as stopped:
+            if isinstance(stopped.code, int) and stopped.code > 128:
+                self.after_stop()
+            raise
+        finally:
+            if "trainer" in vars(self):
+                wait_for_ranks(self.trainer, failed)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Those of Lightning that there are here; if one of them is run, no options are made for the others."""
@@ -92,12 +117,12 @@ class ToolAgentCLI(LightningCLI):
         for group in ("model", "data"):
             parser.link_arguments("env", f"{group}.env", apply_on="instantiate")
             parser.link_arguments("seed_everything", f"{group}.seed", int)
-        if given_options.named_env(self.given).rpartition(".")[2] == given_options.DEFAULT_ENV.rpartition(".")[2]:
-            parser.set_defaults(given_options.default_options())
+        if has_default_env(self.given):
+            parser.set_defaults(default_options())
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look at the checkpoint before anything is built."""
-        words, named = self._with_configuration(self.words), self.given
+        words, named = self._with_configuration(), self.given
         self.config = parser.parse_args(words)
         options = self.config[self.config.subcommand]
         fits = self.config.subcommand == "fit"
@@ -111,45 +136,29 @@ class ToolAgentCLI(LightningCLI):
         if "verbose" in options and "verbose" not in named:
             options.verbose = False  # Lightning's table has no counts: there is one that has
         self.options, self.header = by_name(options), {}
-        try:
-            self.settings = settings_of(self.options, options.trainer.precision)
-            check_dropped(words, self.options)
-            if isinstance(seed := options.seed_everything, bool) or not 0 <= seed < 2**32:
-                raise ValueError(f"seed_everything: got {seed}, expected a number from 0 to {2**32 - 1}")
-            if options.get("lr_scheduler") and not options.optimizer:
-                raise ValueError(f"lr_scheduler: got {options.lr_scheduler.class_path}, expected --optimizer beside it")
-            place = options.trainer.default_root_dir, options.checkpoint.dirpath
-            options.ckpt_path = runs.found_checkpoint(options.ckpt_path, *place, fits)
-            if options.ckpt_path:
-                self.header = restored_header(read_header(options.ckpt_path))
-                check_settings(self.header["settings"] if fits else {}, self.settings)
-        except (ValueError, OSError) as error:
-            parser.error(str(error), error)
+        self.settings = settings_of(self.options, options.trainer.precision)
+        check_dropped(words, self.options)
+        if isinstance(seed := options.seed_everything, bool) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed_everything: got {seed}, expected a number from 0 to {2**32 - 1}")
+        if options.get("lr_scheduler") and not options.optimizer:
+            raise ValueError(f"lr_scheduler: got {options.lr_scheduler.class_path}, expected --optimizer beside it")
+        place = options.trainer.default_root_dir, options.checkpoint.dirpath
+        options.ckpt_path = runs.found_checkpoint(options.ckpt_path, *place, fits)
+        if options.ckpt_path:
+            self.header = restored_header(read_header(options.ckpt_path))
+            check_settings(self.header["settings"] if fits else {}, self.settings)
 
-    def _with_configuration(self, words: list[str]) -> list[str]:
+    def _with_configuration(self) -> list[str]:
         """Words of ``validate``, ``test`` or ``predict`` with the checkpoint's configuration, if they have none."""
         place = ("ckpt_path", "trainer.default_root_dir", "checkpoint.dirpath")
         path = runs.resolved(*map(self.given.get, place))
-        kept = runs.configuration_for(path) if path and words[0] != "fit" and "config" not in self.given else {}
-        return [words[0], f"--config={json.dumps(kept)}", *words[1:]] if kept else words
+        command, *words = self.words or [""]
+        kept = runs.configuration_for(path) if path and command != "fit" and "config" not in self.given else {}
+        return [command, f"--config={json.dumps(kept)}", *words] if kept else self.words
 
-    def instantiate_classes(self) -> None:
-        """Build everything."""
-        with self._in_a_line():
-            super().instantiate_classes()
+    def after_instantiate_classes(self) -> None:
+        """Have the options in its checkpoints."""
         self.model.settings = self.settings
-
-    @contextmanager
-    def _in_a_line(self) -> Iterator[None]:
-        """Errors about options, ours and Lightning's, end the command in a line; others keep their traceback."""
-        try:
-            yield
-        except (ValueError, TypeError, MisconfigurationException) as error:
-            own = own_error(error)
-            if own is None and not isinstance(error, MisconfigurationException):
-                raise
-            show_custom(own or error)
-            stop(prefixed(own, self.options, OWNERS) if own else error, USAGE_ERROR)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with what every run has."""
@@ -158,9 +167,9 @@ class ToolAgentCLI(LightningCLI):
             return super().instantiate_trainer(**options_of_run(options, self.subcommand == "fit"), **kwargs)
         except Exception as error:  # Lightning raises any kind
             show_custom(error)
-            stop(f"trainer: {error}", USAGE_ERROR)
+            stop(f"trainer: {error}")
 
-    def check_run(self, subcommand: str) -> None:
+    def check_run(self) -> None:
         """Refuse what cannot be run, before anything is written, or any other rank is started.
 
         Raises:
@@ -168,45 +177,24 @@ class ToolAgentCLI(LightningCLI):
         """
         check_devices(self.trainer)
         self.datamodule.check_split(self.trainer.world_size)
-        if subcommand == "fit":
+        if self.subcommand == "fit":
             runs.callback_of(self.trainer, CurriculumCallback).check_stages(self.model.env.stages)
             runs.callback_of(self.trainer, StopWhenSolved).check_module(self.model)
 
-    # The one place around all that a command does: LightningCLI has hooks before and after it, and none around it.
-    def _run_subcommand(self, subcommand: str) -> None:
-        data, trainer, options = self.datamodule, self.trainer, self.config_init[subcommand]
-        failed = True
-        try:
-            with self._in_a_line():
-                self.check_run(subcommand)
-                batch = data.batch_size // trainer.world_size if subcommand == "fit" else data.eval_batch_size
-                folder: AbstractContextManager[None] = nullcontext()  # other commands write into none
-                if subcommand == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                    curves = options.trainer.logger in (None, True)
-                    folder = runs.own_folder(trainer, options.ckpt_path, self.header.get("batches_seen"), curves)
-                with folder, threads_for(batch):
-                    meet(trainer)
-                    super()._run_subcommand(subcommand)
-            failed = False
-        except RanksDisagreeError as error:
-            stop(error) if trainer.is_global_zero else sys.exit(1)  # all ranks know it: one of them says it
-        except (NonFiniteError, CheckpointError) as error:
-            stop(error)
-        except RuntimeError as error:  # gloo's, on the ranks that are left
-            if trainer.world_size == 1 or "by peer" not in str(error):
-                raise
-            stop(f"step {self.model.batches_seen}: another rank is gone ({str(error).splitlines()[0]})")
-        except OSError as error:
-            if error.filename is None:
-                raise
-            stop(f"cannot write {error.filename} ({error.strerror})")
-        except SystemExit as stopped:
-            told = isinstance(stopped.code, int) and stopped.code > 128
-            if told and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                self.after_stop()
-            raise
-        finally:
-            wait_for_ranks(trainer, failed)
+    def before_fit(self) -> None:
+        """Take the folder of the run, and threads for its batches, and have the ranks meet."""
+        self.check_run()
+        data, trainer, options = self.datamodule, self.trainer, self.config_init[self.subcommand]
+        fits = self.subcommand == "fit"
+        if fits and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # other commands write into no folder
+            curves = options.trainer.logger in (None, True)
+            batches = self.header.get("batches_seen")
+            self.during_run.enter_context(runs.own_folder(trainer, options.ckpt_path, batches, curves))
+        batch = data.batch_size // trainer.world_size if fits else data.eval_batch_size
+        self.during_run.enter_context(threads_for(batch))
+        meet(trainer)
+
+    before_validate = before_test = before_predict = before_fit
 
     def after_fit(self) -> None:
         """Test, and print what comes of it."""
@@ -217,7 +205,8 @@ class ToolAgentCLI(LightningCLI):
 
     def after_stop(self) -> None:
         """Say what a run that was told to stop has saved, and how to go on with it."""
-        print_how_to_go_on(runs.callback_of(self.trainer, Checkpoint), runs.callback_of(self.trainer, runs.LogConfig))
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print_how_to_go_on(self.trainer)
 
     def after_test(self) -> None:
         """Print how many problems of each stage were tried, and were right."""
@@ -242,13 +231,13 @@ def main(
     """
     keep_freed_memory()
     silence()
+    settings: dict[str, Any] = {
+        "save_config_callback": runs.LogConfig,
+        "save_config_kwargs": {"save_to_log_dir": False},
+        "seed_everything_default": 0,
+        "parser_class": ArgumentParser,
+        "trainer_defaults": default_run()["trainer"],
+        "load_from_checkpoint_support": False,
+    }
     with ending_with_parent():
-        settings: dict[str, Any] = {
-            "save_config_callback": runs.LogConfig,
-            "save_config_kwargs": {"save_to_log_dir": False},
-            "seed_everything_default": 0,
-            "parser_class": ArgumentParser,
-            "trainer_defaults": given_options.default_run()["trainer"],
-            "load_from_checkpoint_support": False,
-        }
         return cli(args, **settings | options)

@@ -3,11 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 RUNS = "lightning_logs/version_*/checkpoints/last.ckpt"
 USAGE_ERROR = 2
-INTERRUPTED = 130  # what shells expect of a program that was stopped from the keyboard
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -15,15 +14,17 @@ class CommandParser(argparse.ArgumentParser):
 
     Args:
         command: The word behind ``python -m toolagent_pl``.
-        options: Those of ``ArgumentParser``.
+        description: Of the command.
+        epilog: Printed below its options.
     """
 
-    def __init__(self, command: str, **options: Any) -> None:
+    def __init__(self, command: str, description: str, epilog: str) -> None:
         super().__init__(
             prog=f"python -m toolagent_pl {command}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            **options,
+            description=description,
+            epilog=epilog,
         )
         self.command = command
 
@@ -50,19 +51,18 @@ class CommandParser(argparse.ArgumentParser):
         )
 
 
-def agent_path(options: argparse.Namespace) -> str | Path | None:
-    """Where the agent is that was named; None for the one that comes with the package.
+def agent_path(path: str | None) -> str | Path | None:
+    """Where an agent is that was named; ``last`` is that of the newest run.
 
     Raises:
-        ValueError: If the newest run was asked for, and there is none.
+        ValueError: If there is no run.
     """
-    path: str | None = options.ckpt_path
     if path != "last":
         return path
-    found = sorted(Path().glob(RUNS), key=lambda run: run.stat().st_mtime)
-    if not found:
-        raise ValueError(f"ckpt_path: got last, expected a run, {RUNS}, in {Path.cwd()}")
-    return found[-1]
+    found = Path().glob(RUNS)
+    if newest := max(found, key=lambda run: run.stat().st_mtime, default=None):
+        return newest
+    raise ValueError(f"ckpt_path: got last, expected a run, {RUNS}, in {Path.cwd()}")
 
 
 def failed(error: Exception | str) -> int:

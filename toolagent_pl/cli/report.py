@@ -11,7 +11,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from toolagent_pl.rl.env import Episode
 from toolagent_pl.rl.rewards import OutcomeReward
 from toolagent_pl.training.checkpoint_callback import Checkpoint
 from toolagent_pl.training.data import ProblemDataModule
@@ -48,33 +47,25 @@ def finish(trainer: Trainer, module: ToolAgent, data: ProblemDataModule, trained
                 )
         trainer.test(module, datamodule=data, verbose=False)  # logs its results itself
         results, logged = module.last_results, {}
-    right, tried = (
-        sum(getattr(one, name) for one in results if one.name in module.env.stages) for name in ("correct", "tried")
-    )
-    logged[SOLVED] = right / tried if tried else 0.0
+    trained_on = [one for one in results if one.name in module.env.stages]
+    logged[SOLVED] = sum(one.correct for one in trained_on) / max(1, sum(one.tried for one in trained_on))
     for logger in trainer.loggers:
         logger.log_metrics(logged, module.batches_seen)
         logger.save()  # Lightning has finished with it
     if trainer.is_global_zero:
-        print_report(module, results)
+        for sample in sample_episodes(module, SAMPLES):
+            table = _table(sample[0].stage, "problem", "what the agent did", "")
+            for one in sample:
+                table.add_row(one.problem, one.story, "[green]right[/]" if one.solved else "[red]wrong[/]")
+            _print(table)
+        print_table(module, results, module.env.stages, "Final greedy agent")
 
 
-def print_how_to_go_on(checkpoint: Checkpoint, config: LogConfig) -> None:
+def print_how_to_go_on(trainer: Trainer) -> None:
     """Print what a run that was told to stop has saved, and where."""
-    assert config.folder is not None
-    words = shlex.join(["fit", f"--config={config.folder / 'config.yaml'}", f"--ckpt_path={checkpoint.last_path}"])
-    print(f"Stopped; all is saved in {checkpoint.last_path}. To go on: python -m toolagent_pl {words}", flush=True)
-
-
-def print_report(module: ToolAgent, results: Sequence[StageResult]) -> None:
-    """Print accuracies and plan lengths of each stage, and sample episodes.
-
-    Args:
-        results: Of the test.
-    """
-    for sample in sample_episodes(module, SAMPLES):
-        _console().print(_samples(sample))
-    print_table(module, results, module.env.stages, "Final greedy agent")
+    saved, run = callback_of(trainer, Checkpoint).last_path, callback_of(trainer, LogConfig).folder
+    words = shlex.join(["fit", f"--config={run / 'config.yaml'}", f"--ckpt_path={saved}"])
+    print(f"Stopped; all is saved in {saved}. To go on: python -m toolagent_pl {words}", flush=True)
 
 
 def print_table(
@@ -87,35 +78,30 @@ def print_table(
         trained: Names of the stages that the agent was trained on.
         title: Above the table.
     """
-    shaped = type(module.reward) is not OutcomeReward
-    length = "plan\nlength" if module.has_reference else "mean\nsteps"
-    table = Table("stage", box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    for column in ("tried", "right", "accuracy", length, *(["mean shaped\nreward"] if shaped else [])):
+    columns = ["tried", "right", "accuracy", "plan\nlength" if module.has_reference else "mean\nsteps"]
+    columns += [] if type(module.reward) is OutcomeReward else ["mean shaped\nreward"]
+    table = _table(title, "stage")
+    for column in columns:
         table.add_column(column, justify="right")
     table.add_column("")
     known = {result.name: result for result in results}
     for i, name in enumerate(module.env.all_stages):
-        if name not in known:
-            table.add_row(name, "0", *["-"] * (4 if shaped else 3), "not tried")
+        if (result := known.get(name)) is None:
+            table.add_row(name, "0", *["-"] * (len(columns) - 1), "not tried")
             continue
-        result = known[name]
         percent = f"{result.correct * 1000 // result.tried / 10:.1f}%"  # rounded down: 100.0% means all of them
-        notes = ["all" if module.env.size(i) == result.tried else "held out"]
-        notes += ["unseen"] if name not in trained else []
+        notes = "all" if module.env.size(i) == result.tried else "held out"
+        notes += "" if name in trained else ", unseen"
         steps = "-" if math.isnan(result.plan_length) else f"{result.plan_length:.2f}"
-        reward = [f"{result.reward:.3f}"] if shaped else []
-        table.add_row(name, f"{result.tried:,}", f"{result.correct:,}", percent, steps, *reward, ", ".join(notes))
-    _console().print(table)
+        cells = [f"{result.tried:,}", f"{result.correct:,}", percent, steps, f"{result.reward:.3f}"][: len(columns)]
+        table.add_row(name, *cells, notes)
+    _print(table)
 
 
-def _console() -> Console:
+def _table(title: str | None, *columns: str) -> Table:
+    return Table(*columns, box=box.SIMPLE_HEAD, title=title, title_justify="left")
+
+
+def _print(table: Table) -> None:
     terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, soft_wrap=True, width=None if terminal else WIDTH)
-
-
-def _samples(sample: Sequence[Episode]) -> Table:
-    """Episodes of one stage as a table."""
-    table = Table("problem", "what the agent did", "", box=box.SIMPLE_HEAD, title=sample[0].stage, title_justify="left")
-    for one in sample:
-        table.add_row(one.problem, one.story, "[green]right[/]" if one.solved else "[red]wrong[/]")
-    return table
+    Console(highlight=False, soft_wrap=True, width=None if terminal else WIDTH).print(table)

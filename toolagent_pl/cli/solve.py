@@ -11,16 +11,14 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from toolagent_pl.cli.parser import INTERRUPTED, CommandParser, agent_path, failed
-from toolagent_pl.envs.calculator.episodes import ArithmeticEpisode
-from toolagent_pl.envs.calculator.expression import ExpressionError
+from toolagent_pl.cli.parser import CommandParser, agent_path, failed
 from toolagent_pl.envs.calculator.solver import Solution, Solver
 from toolagent_pl.envs.calculator.text import LEGEND, draw, page
 from toolagent_pl.rl.files import check_new
-from toolagent_pl.rl.solver import ProblemSolver
 
 MAX_DRAWN = 1000  # expressions on a page
 CHUNK = 10_000  # lines that are read before they are solved
@@ -74,76 +72,55 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := [word for word in options.expressions if re.match("--[a-z]", word)]:
         parser.error(f"unrecognized arguments: {unknown[0]}")  # argparse takes one with a space in it for no option
     try:
-        status = _solve(options)
+        if options.html and not options.overwrite:
+            check_new("html", [Path(options.html).expanduser()])
+        solver = Solver.from_checkpoint(agent_path(options.ckpt_path) or options.env, options.allow_custom)
+    except (ValueError, OSError) as error:
+        return failed(error)
+    try:
+        status = _solve(options, solver)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # nobody reads on, as in ``| head -1``
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
         return 0
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
-def _solve(options: argparse.Namespace) -> int:
-    try:
-        if options.html and not options.overwrite:
-            check_new("html", [Path(options.html).expanduser()])
-        solver = Solver.from_checkpoint(agent_path(options) or options.env, options.allow_custom)
-    except (ValueError, OSError) as error:
-        return failed(error)
-    if isinstance(solver, ProblemSolver):
-        return _problems(solver, options)
+def _solve(options: argparse.Namespace, solver: Any) -> int:
     status, solved = 0, 0
-    drawn: list[tuple[str, ArithmeticEpisode]] = []
+    drawn: list[tuple[str, Any]] = []
     width = shutil.get_terminal_size((UNLIMITED, 0)).columns
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    for chunk in _chunks(options.expressions):
-        for (place, text), result in zip(chunk, solver.attempt([text for _, text in chunk]), strict=True):
-            if isinstance(result, ExpressionError):
-                status = failed(f"{place}{result}")
-                continue
-            solved += 1
-            if options.json:
-                print(json.dumps(Solution.of(text, result).as_dict()))
-            else:
-                print(draw(text, result, solver.env.vocabulary, width=width, colour=colour), end="\n\n")
-            if options.html and solved <= MAX_DRAWN:
-                drawn.append((text, result))
-        sys.stdout.flush()
-    if solved and not options.json and solver.env.positions:
-        print(f"Looked at before a call: {LEGEND}")
-    given, episodes = [text for text, _ in drawn], [episode for _, episode in drawn]
-    return _write(options, solved, lambda: page(given, episodes, solver.env)) or status
-
-
-def _problems(solver: ProblemSolver, options: argparse.Namespace) -> int:
-    """Solve what other environments read."""
-    status, drawn = 0, list[str]()
     for chunk in _chunks(options.expressions):
         for (place, text), result in zip(chunk, solver.attempt([text for _, text in chunk]), strict=True):
             if isinstance(result, ValueError):
                 status = failed(f"{place}{result}")
                 continue
-            drawn.append(text)
-            if options.json:
-                found = {name: value for name, value in result.as_dict().items() if name in FIELDS}
-                print(json.dumps({**found, "correct": result.solved}))
+            solved += 1
+            if isinstance(solver, Solver):
+                if options.json:
+                    print(json.dumps(Solution.of(text, result).as_dict()))
+                else:
+                    print(draw(text, result, solver.env.vocabulary, width=width, colour=colour), end="\n\n")
             else:
-                print(result)
+                found = {name: value for name, value in result.as_dict().items() if name in FIELDS}
+                print(json.dumps({**found, "correct": result.solved}) if options.json else result)
+            if options.html:
+                drawn.append((text, result))
         sys.stdout.flush()
-    return _write(options, len(drawn), lambda: solver.page(drawn)) or status
-
-
-def _write(options: argparse.Namespace, solved: int, page: Callable[[], str]) -> int:
-    """Write the page, if one is wanted and something was solved."""
-    try:
-        if options.html and solved > MAX_DRAWN:
-            raise ValueError(f"html: got {solved} expressions, expected at most {MAX_DRAWN} on a page")
-        if options.html and solved:
-            Path(options.html).expanduser().write_text(page(), encoding="utf-8")
-    except (ValueError, OSError) as error:
-        return failed(error)
-    return 0
+    if solved and not options.json and isinstance(solver, Solver) and solver.env.positions:
+        print(f"Looked at before a call: {LEGEND}")
+    if drawn:
+        try:
+            if solved > MAX_DRAWN:
+                raise ValueError(f"html: got {solved} expressions, expected at most {MAX_DRAWN} on a page")
+            given = [text for text, _ in drawn]
+            episodes = [episode for _, episode in drawn]
+            written = page(given, episodes, solver.env) if isinstance(solver, Solver) else solver.page(given)
+            Path(options.html).expanduser().write_text(written, encoding="utf-8")
+        except (ValueError, OSError) as error:
+            return failed(error)
+    return status
 
 
 def _chunks(expressions: Sequence[str]) -> Iterator[list[tuple[str, str]]]:

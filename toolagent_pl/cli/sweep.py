@@ -8,46 +8,45 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from jsonargparse import ActionConfigFile
+from jsonargparse import auto_cli
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from toolagent_pl.cli.errors import USAGE_ERROR, stop
+from toolagent_pl.cli.errors import own_error, stop
 from toolagent_pl.cli.main import ArgumentParser, ToolAgentCLI
 from toolagent_pl.cli.main import main as command_line
+from toolagent_pl.cli.options import default_run
 from toolagent_pl.rl.checks import check_range
-from toolagent_pl.training.media import Pictures, SampleEpisodes
-from toolagent_pl.training.runs import LogConfig
+from toolagent_pl.training.runs import LogConfig, callback_of
 
 try:
     import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.storages import RDBStorage, RetryFailedTrialCallback
     from optuna.trial import FrozenTrial, TrialState
 except ImportError:
-    stop("sweep: got no optuna, expected it to be installed: pip install 'toolagent_pl[sweep]'", USAGE_ERROR)
+    stop("sweep: got no optuna, expected it to be installed: pip install 'toolagent_pl[sweep]'")
 
 SCORE = "hp/score"  # beside the hyper-parameters in TensorBoard
-STUDY, BEST = "study.db", "best.yaml"
-CONFIG, ERROR = "config", "error"  # attributes of a trial, of a trial that failed
-SETTINGS = ("space", "fit", "metric", "score", "direction")  # that all processes must have alike
-SHOWN = 10  # trials in the table
 MARK = "# The best of a sweep, trial "  # how the file with its configuration begins
+CONFIG, ERROR = "config", "error"  # attributes of a trial, of one that failed
+SETTINGS = ("space", "fit", "metric", "score", "direction")  # that all processes must have alike
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # and not FAIL: trials that were killed are tried again
+SHOWN = 10  # trials in the table
 EPILOG = "Start the command several times to run several trials at once; start it again to go on with a sweep."
 
-
-class TrialError(Exception):
-    """A trial whose options do not go together; the sweep goes on with others."""
+Distribution = CategoricalDistribution | IntDistribution | FloatDistribution
 
 
-def distributions(space: Mapping[str, Any], path: str = "") -> dict[str, BaseDistribution]:
+def distributions(space: Mapping[str, Any], path: str = "") -> dict[str, Distribution]:
     """What is searched, by option of ``fit``.
 
     Args:
@@ -57,25 +56,23 @@ def distributions(space: Mapping[str, Any], path: str = "") -> dict[str, BaseDis
     Raises:
         ValueError: If it is neither; names the option.
     """
-    found: dict[str, BaseDistribution] = {}
+    found: dict[str, Distribution] = {}
     for key, given in space.items():
         option = f"{path}{key}"
-        if isinstance(given, list) and given:
-            found[option] = CategoricalDistribution([_word(value) for value in given])
-        elif isinstance(given, Mapping) and given and not {"low", "high"} & set(given):
+        if isinstance(given, Mapping) and not {"low", "high"} & set(given):
             found |= distributions(given, f"{option}.")
-        else:
-            try:
-                whole = all(isinstance(given[end], int) for end in ("low", "high"))
-                found[option] = IntDistribution(**{"step": 1, **given}) if whole else FloatDistribution(**given)
-            except (TypeError, KeyError, ValueError) as error:
-                expected = "a list of choices, or low and high, and maybe log: true or a step"
-                raise ValueError(f"space.{option}: got {given}, expected {expected} ({error})") from None
+            continue
+        try:
+            if isinstance(given, list):
+                words = [value if isinstance(value, str) else json.dumps(value, default=list) for value in given]
+                found[option] = CategoricalDistribution(words)
+            else:
+                whole = isinstance(given["low"], int) and isinstance(given["high"], int)
+                found[option] = IntDistribution(**given) if whole else FloatDistribution(**given)
+        except (TypeError, KeyError, ValueError) as error:
+            expected = "a list of choices, or low and high, and maybe log: true or a step"
+            raise ValueError(f"space.{option}: got {given}, expected {expected} ({error})") from None
     return found
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=list)
 
 
 @dataclass
@@ -109,12 +106,13 @@ class Sweep:
     stale_after: int = 120
 
     def __post_init__(self) -> None:
-        if not self.space:
+        self.options = distributions(self.space)
+        if not self.options:
             raise ValueError("space: got nothing, expected options of fit and what to choose from")
         check_range(at_least=1, trials=self.trials, stale_after=self.stale_after)
         check_range(at_least=0, prune_after=self.prune_after)
-        self.options = distributions(self.space)
         self.root = Path(self.directory).expanduser()
+        self.best = self.root / "best.yaml"
 
     def words(self, chosen: Mapping[str, Any]) -> list[str]:
         """The command line with these values."""
@@ -123,7 +121,7 @@ class Sweep:
     def check(self) -> None:
         """Build runs from all ends of the space without running them, so that no trial fails for a wrong option."""
         ends = {
-            option: list(one.choices) if isinstance(one, CategoricalDistribution) else [one.low, one.high]  # type: ignore[attr-defined]
+            option: one.choices if isinstance(one, CategoricalDistribution) else (one.low, one.high)
             for option, one in self.options.items()
         }
         for i in range(max(map(len, ends.values()))):
@@ -135,12 +133,10 @@ class Sweep:
         Raises:
             ValueError: If it cannot be read or written, is one of another sweep, or ``best.yaml`` is something else.
         """
-        best = self.root / BEST
-        if best.exists() and not best.read_bytes().startswith(MARK.encode()):
-            raise ValueError(f"directory: got {self.root}, whose {BEST} is not of a sweep; expected another")
+        if self.best.exists() and not self.best.read_bytes().startswith(MARK.encode()):
+            raise ValueError(f"directory: got {self.root}, whose {self.best.name} is not of a sweep; expected another")
         settings = json.loads(json.dumps({key: getattr(self, key) for key in SETTINGS}))
-        pruner = optuna.pruners.MedianPruner(n_warmup_steps=self.prune_after or 0)
-        url = self.storage or f"sqlite:///{self.root / STUDY}"
+        url = self.storage or f"sqlite:///{self.root / 'study.db'}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".lock", timeout=60):  # two that make the tables at once fail
@@ -156,73 +152,55 @@ class Sweep:
                     study_name="sweep",
                     direction=self.direction,
                     load_if_exists=True,
-                    pruner=pruner if self.prune_after is not None else optuna.pruners.NopPruner(),
+                    pruner=optuna.pruners.MedianPruner(n_warmup_steps=self.prune_after or 0),
                     sampler=optuna.samplers.TPESampler(constant_liar=True),  # so that processes do not try the same
                 )
                 before = study.user_attrs.get("settings") or settings
                 study.set_user_attr("settings", before)
         except Exception as error:  # a file of anything, or a database that nobody knows
             raise ValueError(f"storage: got {url}, expected the database of a sweep ({error})") from error
-        if changed := [key for key, value in settings.items() if before.get(key) != value]:
+        if changed := [key for key in SETTINGS if before[key] != settings[key]]:
             raise ValueError(f"storage: got {url} of a sweep with another {changed[0]}, expected another directory")
         return study
 
 
-class DryCLI(ToolAgentCLI):
-    """Builds everything, and runs nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        try:
-            self.check_run(subcommand)
-            if (devices := self.trainer.world_size) > 1:
-                expected = "1: start the sweep once for each device instead"
-                raise ValueError(f"trainer.devices: got {devices}, expected {expected}")
-        except ValueError as error:
-            stop(error, USAGE_ERROR)
-
-
 class TrialCLI(ToolAgentCLI):
-    """``fit`` without pictures, samples and a test at the end, and with the report of a trial."""
-
-    def __init__(self, args: list[str] | None = None, *, report: "Report", **options: Any) -> None:
-        self.report = report
-        super().__init__(args, **options)
-
-    def instantiate_trainer(self, **options: Any) -> Trainer:
-        """Build the trainer."""
-        trainer: Any = super().instantiate_trainer(**options)
-        trainer.callbacks = [
-            *(one for one in trainer.callbacks if not isinstance(one, Pictures | SampleEpisodes)),
-            self.report,
-        ]
-        return trainer
+    """``fit`` without a test at the end."""
 
     def after_fit(self) -> None:
-        """Show in TensorBoard what the trial came to."""
-        for logger in self.trainer.loggers:
-            logger.log_metrics({SCORE: self.report.score}, self.model.batches_seen)
+        """Test nothing."""
 
     def after_stop(self) -> None:
         """Say nothing: the sweep is gone on with, not the trial."""
 
 
+class DryCLI(TrialCLI):
+    """Builds everything, and runs nothing."""
+
+    def before_fit(self) -> None:
+        """Refuse what cannot be run as a trial."""
+        self.check_run()
+        if (devices := self.trainer.world_size) > 1:
+            expected = "1: start the sweep once for each device instead"
+            raise ValueError(f"trainer.devices: got {devices}, expected {expected}")
+
+    def fit(self, **options: Any) -> None:
+        """Train nothing."""
+
+
 class LogTrial(LogConfig):
     """Saves the configuration with the trial, too, and shows in TensorBoard what was searched."""
-
-    def __init__(self, *args: Any, trial: optuna.Trial, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.trial = trial
-        # They are those of the sweep.
-        self.config.trainer.default_root_dir = self.config.trainer.enable_progress_bar = None
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Write it, and hand it to the loggers."""
         assert self.folder is not None
-        self.trial.set_user_attr(CONFIG, self.parser.dump(self.config, skip_none=False))
-        (self.folder / self.config_filename).write_text(self.trial.user_attrs[CONFIG], encoding="utf-8")
+        trial = callback_of(trainer, Report).trial
+        self.config.trainer.default_root_dir = self.config.trainer.enable_progress_bar = None  # those of the sweep
+        trial.set_user_attr(CONFIG, self.parser.dump(self.config, skip_none=False))
+        (self.folder / self.config_filename).write_text(trial.user_attrs[CONFIG], encoding="utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(dict(self.trial.params), {SCORE: 0.0})
+                logger.log_hyperparams(dict(trial.params), {SCORE: 0.0})
 
 
 class Report(Callback):
@@ -241,7 +219,7 @@ class Report(Callback):
     def score(self) -> float:
         """What the trial has come to so far; not a number without a validation."""
         values = self.values[-1:] if self.sweep.score == "last" else self.values
-        return sum(values) / len(values) if values else float("nan")
+        return sum(values) / len(values) if values else math.nan
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Report. A run that ends early, since all is solved, counts as if its last value had lasted."""
@@ -250,44 +228,54 @@ class Report(Callback):
         there = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         found = [value for name, value in there.items() if fnmatch(name, self.sweep.metric)]
         if not found:
-            known = ", ".join(there)
-            raise ValueError(f"metric: got {self.sweep.metric}, expected one of {known}, or a pattern")
+            expected = f"one of {', '.join(there)}, or a pattern"
+            raise ValueError(f"metric: got {self.sweep.metric}, expected {expected}")
         self.values.append(sum(found) / len(found))
-        if trainer.should_stop and trainer.max_epochs and trainer.max_epochs > 0:
+        if trainer.should_stop and trainer.max_epochs:
             self.values += [self.values[-1]] * (trainer.max_epochs - len(self.values))
         self.trial.report(self.score, len(self.values))
-        if not trainer.should_stop and self.trial.should_prune():
+        if self.sweep.prune_after is not None and not trainer.should_stop and self.trial.should_prune():
             self.pruned = trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Show in TensorBoard what the trial came to."""
+        for logger in trainer.loggers:
+            logger.log_metrics({SCORE: self.score}, pl_module.batches_seen)
 
 
 def run_trial(sweep: Sweep, trial: optuna.Trial) -> float:
     """Train with what a trial suggests, and return its score.
 
     Raises:
-        TrialPruned: If it is worse than the others.
-        TrialError: If its options do not go together.
+        TrialPruned: If it is worse than the others, or has failed, as with options that do not go together.
     """
-    chosen = {option: trial._suggest(option, one) for option, one in sweep.options.items()}
     report = Report(sweep, trial)
-    places = [f"--trainer.default_root_dir={sweep.root / f'trial_{trial.number}'}"]
+    chosen = {option: _suggested(trial, option, one) for option, one in sweep.options.items()}
+    place = f"--trainer.default_root_dir={sweep.root / f'trial_{trial.number}'}"
     try:
         command_line(
-            [*sweep.words(chosen), *places, "--trainer.enable_progress_bar=false"],
+            [*sweep.words(chosen), place, "--trainer.enable_progress_bar=false"],
             TrialCLI,
-            report=report,
             save_config_callback=LogTrial,
-            save_config_kwargs={"save_to_log_dir": False, "trial": trial},
+            trainer_defaults={**default_run()["trainer"], "callbacks": [report]},
         )
+        failed = f"the {sweep.score} of {sweep.metric} is not a number" if math.isnan(report.score) else None
     except SystemExit as stopped:
         if isinstance(stopped.code, int) and stopped.code > 128:  # by a signal: its heart beats no more
             raise
-        trial.set_user_attr(ERROR, f"ended with exit code {stopped.code}")
-        raise TrialError from stopped
-    if report.pruned:
-        raise optuna.TrialPruned
-    if math.isnan(report.score):
-        trial.set_user_attr(ERROR, f"the {sweep.score} of {sweep.metric} is not a number")
+        failed = f"ended with exit code {stopped.code}"
+    if failed:
+        trial.set_user_attr(ERROR, failed)
+    if failed or report.pruned:
+        raise optuna.TrialPruned(failed)
     return report.score
+
+
+def _suggested(trial: optuna.Trial, option: str, one: Distribution) -> Any:
+    if isinstance(one, CategoricalDistribution):
+        return trial.suggest_categorical(option, one.choices)
+    suggest: Any = trial.suggest_int if isinstance(one, IntDistribution) else trial.suggest_float
+    return suggest(option, one.low, one.high, step=one.step, log=one.log)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -296,95 +284,58 @@ def main(arguments: Sequence[str]) -> int:
     Args:
         arguments: The words after ``sweep``.
     """
-    parser = ArgumentParser(
-        prog="python -m toolagent_pl sweep", description="Search for good options of fit.", epilog=EPILOG
-    )
-    parser.add_argument("--config", action=ActionConfigFile, help="file with any of these options")
-    parser.add_class_arguments(Sweep)
-    options = parser.parse_args(list(arguments))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    for category in (optuna.exceptions.ExperimentalWarning, FutureWarning):  # of heartbeats
+        warnings.simplefilter("ignore", category)
+    shown = {"prog": "python -m toolagent_pl sweep", "description": "Search for good options of fit.", "epilog": EPILOG}
+    parse: Any = partial(auto_cli, Sweep, config_help="file with any of these options", return_instance=True)
     try:
-        sweep = Sweep(**{key: value for key, value in options.as_dict().items() if key != "config"})
+        sweep = parse(args=list(arguments), parser_class=ArgumentParser, **shown)
         sweep.check()
         _run(sweep, sweep.open())
     except ValueError as error:
-        if type(error) is not ValueError:
+        if (own := own_error(error)) is None:
             raise
-        stop(error, USAGE_ERROR)
+        stop(own)
     return 0
 
 
 def _run(sweep: Sweep, study: optuna.Study) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-
-    def told(study: optuna.Study, trial: FrozenTrial) -> None:
-        number, score, state, took, *numbers = _row(trial, sweep)
-        values = ", ".join(f"{name} {value}" for name, value in zip(sweep.options, numbers, strict=True))
-        console.print(f"trial {number}: {score}, {state} after {took} s: {values}", markup=False)
-        ended = _ended(study)
-        if ended[0].state == TrialState.COMPLETE:
-            _write_best(sweep, ended[0])
-        if len(ended) >= sweep.trials:
-            study.stop()
-
     if len(_ended(study)) < sweep.trials:
-        study.optimize(lambda trial: run_trial(sweep, trial), callbacks=[told], catch=TrialError)
+        enough = optuna.study.MaxTrialsCallback(sweep.trials, ENDED)
+        study.optimize(partial(run_trial, sweep), callbacks=[partial(_write_best, sweep), enough])
     trials = _ended(study)
     if not any(trial.state == TrialState.COMPLETE for trial in trials):
         raise ValueError(f"trials: got {len(trials)}, none of which came to its end, expected one that does")
-    _print(sweep, study, trials, console)
+    sign = -1 if sweep.direction == "maximize" else 1
+    trials.sort(key=lambda one: (ENDED.index(one.state), ERROR in one.user_attrs, sign * (one.value or 0.0)))
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("trial", "score", "state", *sweep.options):
+        table.add_column(column, overflow="fold")
+    for one in trials[:SHOWN]:
+        score = "-" if one.value is None else f"{one.value:.4f}"
+        state = one.user_attrs.get(ERROR) or one.state.name.lower()
+        values = map(one.params.get, sweep.options)
+        chosen = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
+        table.add_row(str(one.number), score, state, *chosen)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.print(table)
+    if running := len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))):
+        console.print(f"{running} more run elsewhere; the last process to end knows all.")
+    console.print(f"The best of them: python -m toolagent_pl fit --config {sweep.best}")
+    console.print(f"All of them: tensorboard --logdir {sweep.root}")
 
 
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that have ended, best first; behind them those that were pruned, then those that failed.
-
-    Without those that were killed: they are tried again.
-    """
-    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    order = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    trials = study.get_trials(deepcopy=False, states=order)
-    ended = [trial for trial in trials if trial.state != TrialState.FAIL or ERROR in trial.user_attrs]
-    return sorted(ended, key=lambda trial: (order.index(trial.state), sign * (_score(trial) or 0.0)))
+    return study.get_trials(deepcopy=False, states=ENDED)
 
 
-def _score(trial: FrozenTrial) -> float | None:
-    return trial.value if trial.value is not None else trial.intermediate_values.get(trial.last_step or 0)
-
-
-def _row(trial: FrozenTrial, sweep: Sweep) -> list[str]:
-    """Number, score, state, seconds, and parameters of a trial."""
-    score, values = _score(trial), map(trial.params.get, sweep.options)
-    return [
-        str(trial.number),
-        "-" if score is None else f"{score:.4f}",
-        trial.user_attrs.get(ERROR) or trial.state.name.lower(),
-        f"{trial.duration.total_seconds():.0f}" if trial.duration else "-",
-        *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values),
-    ]
-
-
-def _write_best(sweep: Sweep, best: FrozenTrial) -> None:
+def _write_best(sweep: Sweep, study: optuna.Study, trial: FrozenTrial) -> None:
     """Write the configuration of the best trial so far."""
-    line = f"{MARK}{best.number}: {sweep.score} of {sweep.metric} is {best.value}.\n"
-    written = sweep.root / f".{BEST}.{os.getpid()}"
-    written.write_text(line + best.user_attrs[CONFIG], encoding="utf-8")
-    os.replace(written, sweep.root / BEST)  # never half of it
-
-
-def _print(sweep: Sweep, study: optuna.Study, trials: Sequence[FrozenTrial], console: Console) -> None:
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    if running:
-        console.print(f"{len(running)} more run elsewhere; the last process to end knows all.")
-    table = Table("trial", box=box.SIMPLE_HEAD, title=f"{sweep.score} of {sweep.metric}", title_justify="left")
-    short = [name.rpartition(".")[2] for name in sweep.options]
-    for column in ("score", "state", "seconds", *(short if len(set(short)) == len(short) else sweep.options)):
-        table.add_column(column, justify="right", overflow="fold")
-    for trial in trials[:SHOWN]:
-        table.add_row(*_row(trial, sweep))
-    console.print(table)
-    console.print(f"The best of them: python -m toolagent_pl fit --config {sweep.root / BEST}", markup=False)
-    console.print(f"All of them: tensorboard --logdir {sweep.root}", markup=False)
+    if trial.state == TrialState.COMPLETE:
+        best, written = study.best_trial, sweep.root / f".best.{os.getpid()}"
+        line = f"{MARK}{best.number}: {sweep.score} of {sweep.metric} is {best.value}.\n"
+        written.write_text(line + best.user_attrs[CONFIG], encoding="utf-8")
+        written.replace(sweep.best)  # never half of it

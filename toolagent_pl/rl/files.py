@@ -53,9 +53,8 @@ def check_new(option: str, files: Iterable[Path], otherwise: str = "--overwrite"
     Raises:
         ValueError: If one of them is there.
     """
-    for file in files:
-        if file.is_file():
-            raise ValueError(f"{option}: got {file}, which is there already; expected another place, or {otherwise}")
+    if there := next((file for file in files if file.is_file()), None):
+        raise ValueError(f"{option}: got {there}, which is there already; expected another place, or {otherwise}")
 
 
 def _check_archive(path: str | Path) -> None:
@@ -66,10 +65,8 @@ def _check_archive(path: str | Path) -> None:
         zipfile.BadZipFile: If it is no archive. The formats of PyTorch before 1.6 are not read at all.
     """
     with zipfile.ZipFile(path) as archive:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-            raise ValueError("compressed")
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} is damaged")
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()) or archive.testzip():
+            raise ValueError("compressed, or damaged")
 
 
 def _check_storages(path: str | Path, content: Any) -> None:

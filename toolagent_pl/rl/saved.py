@@ -1,6 +1,5 @@
 """Agents in files: folders as model hubs have them, checkpoints of runs with their configurations, and the Hub."""
 
-import itertools
 import json
 import os
 import pkgutil
@@ -18,11 +17,8 @@ from toolagent_pl.rl.agent import Agent
 from toolagent_pl.rl.env import Env
 from toolagent_pl.rl.files import check_new, read_tensors
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"  # as on the Hugging Face Hub
-FILES = (CONFIG, WEIGHTS, CARD)  # all that there is of an agent
+CONFIG, WEIGHTS, CARD = FILES = ("config.json", "model.safetensors", "README.md")  # as on the Hugging Face Hub
 ENVS = Path(__file__).parents[1] / "envs"  # each with its agents, in pretrained/ and pretrained-NAME/
-MAX_CONFIG = 1_000_000  # bytes
-MAX_PARTS = 10_000  # of a configuration written as JSON, aliases of YAML written out
 RESERVED = ("env", "agent", "toolagent_pl")
 USAGE = """\
 from toolagent_pl.rl import saved
@@ -53,8 +49,7 @@ def build(saved: SavedAgent, allow_custom: bool = False) -> tuple[Agent, Env]:
     Raises:
         ValueError: If the description is not one of an agent that can be built here, or the weights do not fit it.
     """
-    description = saved.description
-    parts = [description.get("env"), description.get("agent")]
+    parts = [saved.description.get("env"), saved.description.get("agent")]
     if not allow_custom and (custom := next(_custom(parts), None)):
         raise ValueError(
             f"agent: got {custom[:100]}, code from outside of toolagent_pl; to run it, if you trust it, give "
@@ -68,6 +63,40 @@ def build(saved: SavedAgent, allow_custom: bool = False) -> tuple[Agent, Env]:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"agent: got weights that do not fit {type(agent).__name__} ({_line(error)})") from error
     return agent.eval(), env
+
+
+def _custom(value: Any) -> Iterator[str]:
+    """All within a description that looks like a dotted path, and leads out of this package."""
+    if isinstance(value, str):
+        if re.search(r"[.:]", value) and not value.startswith("toolagent_pl."):
+            yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _custom(part)
+
+
+def _built(part: str, base: type, given: Any, *arguments: Any) -> Any:
+    """An object of the class that a part of a description names.
+
+    Raises:
+        ValueError: If there is no such class, or it refuses its arguments.
+    """
+    path, options = (given.get("class_path"), given.get("init_args") or {}) if isinstance(given, dict) else (None, {})
+    if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", path) or not isinstance(options, dict):
+        raise ValueError(f"{part}: got {str(given)[:100]}, expected class_path and init_args of a class")
+    try:
+        found = pkgutil.resolve_name(path)
+        if isinstance(found, type) and issubclass(found, base):
+            return found(*arguments, **options)
+    except Exception as error:  # classes and arguments may come from anyone
+        raise ValueError(f"{part}: got {path}, which cannot be built ({_line(error)})") from error
+    raise ValueError(f"{part}: got {path}, expected a class derived from {base.__name__}")
+
+
+def _line(error: Exception) -> str:
+    """An error as part of a line."""
+    text = " ".join(str(error).split())
+    return text[:300] if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"[:300]
 
 
 def read(path: str | Path) -> SavedAgent:
@@ -98,17 +127,37 @@ def _shipped() -> dict[str, Path]:
     return {folder.name.replace("pretrained", folder.parent.name): folder for folder in folders}
 
 
-def download(name: str, **options: Any) -> Path:
-    """The folder of an agent on the Hugging Face Hub, downloaded unless it was before.
+def _read_folder(folder: Path) -> SavedAgent:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    Args:
-        name: ``owner/name``.
-        options: Of ``huggingface_hub.snapshot_download``: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+    if not ((folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()):
+        raise ValueError(f"ckpt_path: got {folder}, expected a folder with {CONFIG} and {WEIGHTS}")
+    try:
+        description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return SavedAgent({**description}, load_file(folder / WEIGHTS))
+    except (SafetensorError, ValueError, TypeError, RecursionError) as error:
+        expected = f"a description in JSON in {CONFIG}, and weights in {WEIGHTS}"
+        raise ValueError(f"ckpt_path: got {folder}, expected {expected} ({_line(error)})") from None
 
-    Raises:
-        ValueError: If ``huggingface_hub`` is not installed.
-    """
-    return Path(_hub(name).snapshot_download(name, allow_patterns=[*FILES], **options))
+
+def _read_checkpoint(path: Path) -> SavedAgent:
+    """The agent of a checkpoint, and what the configuration of its run says of it."""
+    import yaml
+
+    places = [folder / "config.yaml" for folder in (path.parent.parent, path.parent)]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise ValueError(f"ckpt_path: got {path}, expected the config.yaml of its run in {places[0].parent}")
+    checkpoint = read_tensors(path)
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = {"env": config["env"], "agent": config["model"]["agent"], "seed": config.get("seed_everything")}
+        weights = checkpoint["state_dict"].items()
+        own = {name.removeprefix("agent."): value for name, value in weights if name.startswith("agent.")}
+        return SavedAgent(json.loads(json.dumps(found)), own)  # plain values, and no circle
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"ckpt_path: got {path} with {file}, expected a run's checkpoint and configuration") from None
 
 
 def write(
@@ -126,8 +175,7 @@ def write(
     Args:
         directory: Made if it is not there.
         description: See ``SavedAgent``.
-        facts: About the training: ``command``, ``seed``, ``license``, ``figures`` (by stage, as in ``{"E5": {"right":
-            9998, "tried": 10000, "note": "..."}}``), or any others; those that are in the description already are kept.
+        facts: About the training, as for ``Solver.save_pretrained``; those in the description already are kept.
         overwrite: Replace these files where they are there already.
         usage: Lines of Python that the card shows.
         dtype: That matrices are rounded to; None for what they have.
@@ -143,21 +191,29 @@ def write(
         raise ValueError(f"facts: got {', '.join(reserved)}, expected names other than {', '.join(RESERVED)}")
     if not overwrite:
         check_new("directory", (directory / name for name in FILES), "overwrite=True")
-    known = {name: value for name, value in description.items() if name not in RESERVED}
-    config = {
-        "env": description["env"],
-        "agent": description.get("agent") or {"class_path": env.default_agent, "init_args": {}},
-        **{"command": "", "seed": None, "figures": {}, **known, **facts},
-        "toolagent_pl": __version__,
-    }
-    text = json.dumps(config, indent=2)
+    config = {"env": description["env"], "agent": None, "command": "", "seed": None, "figures": {}}
+    config |= {**description, **facts, "toolagent_pl": __version__}
+    config["agent"] = config["agent"] or {"class_path": env.default_agent, "init_args": {}}
+    texts = {CONFIG: json.dumps(config, indent=2) + "\n", CARD: _card(config, agent, env, usage)}
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().clone().contiguous() for name, tensor in agent.state_dict().items()}
     if dtype is not None:
         weights |= {name: weight.detach().to(dtype) for name, weight in agent.named_parameters() if weight.ndim > 1}
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
-    (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
-    (directory / CARD).write_text(_card(config, agent, env, usage), encoding="utf-8")
+    for name, text in texts.items():
+        (directory / name).write_text(text, encoding="utf-8")
+
+
+def download(name: str, **options: Any) -> Path:
+    """The folder of an agent on the Hugging Face Hub, ``owner/name``, downloaded unless it was before.
+
+    Args:
+        options: Of ``huggingface_hub.snapshot_download``: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+
+    Raises:
+        ValueError: If ``huggingface_hub`` is not installed.
+    """
+    return Path(_hub(name).snapshot_download(name, allow_patterns=[*FILES], **options))
 
 
 def push(
@@ -170,10 +226,9 @@ def push(
     private: bool | None = None,
     token: str | None = None,
 ) -> None:
-    """Write an agent to the Hugging Face Hub, into a repository that is made if it is not there.
+    """Write an agent to the Hugging Face Hub, into a repository ``owner/name`` that is made if it is not there.
 
     Args:
-        name: ``owner/name``.
         description, facts, usage: As for ``write``.
         private: Whether a new repository is; None for what the owner's default is.
         token: To be known by; None for that of ``hf auth login``.
@@ -196,117 +251,46 @@ def _hub(name: str) -> Any:
     return huggingface_hub
 
 
-def _custom(value: Any) -> Iterator[str]:
-    """All within a description that looks like a dotted path, and leads out of this package."""
-    if isinstance(value, str):
-        if ("." in value or ":" in value) and not value.startswith("toolagent_pl."):
-            yield value
-    elif isinstance(value, list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _custom(part)
-
-
-def _built(part: str, base: type, given: Any, *arguments: Any) -> Any:
-    """An object of the class that a part of a description names.
-
-    Raises:
-        ValueError: If there is no such class, or it refuses its arguments.
-    """
-    named = given if isinstance(given, dict) else {}
-    path, options = named.get("class_path"), named.get("init_args") or {}
-    if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", path) or not isinstance(options, dict):
-        raise ValueError(f"{part}: got {str(given)[:100]}, expected class_path and init_args of a class")
-    try:
-        found = pkgutil.resolve_name(path)
-        if isinstance(found, type) and issubclass(found, base):
-            return found(*arguments, **options)
-    except Exception as error:  # classes and arguments may come from anyone
-        raise ValueError(f"{part}: got {path}, which cannot be built ({_line(error)})") from error
-    raise ValueError(f"{part}: got {path}, expected a class derived from {base.__name__}")
-
-
-def _line(error: Exception) -> str:
-    """An error as part of a line."""
-    text = " ".join(str(error).split())
-    return text[:300] if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"[:300]
-
-
-def _read_folder(folder: Path) -> SavedAgent:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = folder / CONFIG
-    for needed in (file, folder / WEIGHTS):
-        if not needed.is_file():
-            raise ValueError(f"ckpt_path: got {folder}, expected a folder with {CONFIG} and {WEIGHTS}")
-    try:
-        description = json.loads(_text(file))
-    except (ValueError, RecursionError):
-        description = None
-    if not isinstance(description, dict):
-        raise ValueError(f"ckpt_path: got {file}, expected the description of an agent in JSON")
-    try:
-        return SavedAgent(description, load_file(folder / WEIGHTS))
-    except SafetensorError as error:
-        raise ValueError(f"ckpt_path: got {folder / WEIGHTS}, expected weights ({_line(error)})") from None
-
-
-def _read_checkpoint(path: Path) -> SavedAgent:
-    """The agent of a checkpoint, and what the configuration of its run says of it."""
-    import yaml
-
-    places = [folder / "config.yaml" for folder in (path.parent.parent, path.parent)]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        raise ValueError(f"ckpt_path: got {path}, expected the config.yaml of its run in {places[0].parent}")
-    checkpoint = read_tensors(path)
-    try:
-        config = yaml.safe_load(_text(file))
-        found = {"env": config["env"], "agent": config["model"]["agent"], "seed": config.get("seed_everything")}
-        plain = itertools.islice(json.JSONEncoder().iterencode(found), MAX_PARTS)
-        weights = checkpoint["state_dict"].items()
-        own = {name.removeprefix("agent."): value for name, value in weights if name.startswith("agent.")}
-        return SavedAgent(json.loads("".join(plain)), own)
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"ckpt_path: got {path} with {file}, expected a run's checkpoint and configuration") from None
-
-
-def _text(file: Path) -> str:
-    if file.stat().st_size > MAX_CONFIG:
-        raise ValueError(f"ckpt_path: got {file}, expected at most {MAX_CONFIG} bytes")
-    return file.read_text(encoding="utf-8")
-
-
 def _card(config: Mapping[str, Any], agent: Agent, env: Env, usage: str) -> str:
     """A model card in Markdown, with the header that the Hugging Face Hub reads."""
     weights = sum(weight.numel() for weight in agent.state_dict().values())
     rights = f"license: {str(config['license']).lower()}\n" if config.get("license") else ""
     about = (type(env).__doc__ or "").strip().partition("\n")[0]
-    command, seed = config.get("command"), config.get("seed")
-    said = f" Command: `{command}`" + (f", seed {seed}." if seed is not None else ".") if command else ""
-    parts = [
-        f"---\n{rights}library_name: toolagent_pl\npipeline_tag: reinforcement-learning\n---\n\n"
-        f"# {type(agent).__name__} for {type(env).__name__}\n",
-        f"An agent of {weights:,} weights. Its environment: {about} Its actions: {', '.join(env.actions)}. It learned "
-        "by reinforcement, from what episodes paid.\n",
-        f"## Use\n\n```python\n{usage}```\n",
-        f"## Training\n\nStages: {', '.join(env.stages)}.{said}\n",
-    ]
-    if rows := list(_rows(config.get("figures"), env)):
-        parts.append(
-            "## Results\n\nProblems that the greedy agent solves: all there are where all can be tried, else a sample "
-            "of those that training never drew.\n\n| stage | right | of | share | | |\n|---|---|---|---|---|---|\n"
-            + "\n".join(rows)
-            + "\n"
-        )
-    return "\n".join(parts)
+    seed = "" if config["seed"] is None else f", seed {config['seed']}"
+    command = f" Command: `{config['command']}`{seed}." if config["command"] else ""
+    card = f"""\
+---
+{rights}library_name: toolagent_pl
+pipeline_tag: reinforcement-learning
+---
 
+# {type(agent).__name__} for {type(env).__name__}
 
-def _rows(figures: Any, env: Env) -> Iterator[str]:
-    """Lines of the table of results; what is no pair of numbers is left out."""
-    for stage, figure in figures.items() if isinstance(figures, dict) else ():
-        right, tried = (figure.get(name) for name in ("right", "tried")) if isinstance(figure, dict) else (None, None)
-        if isinstance(right, int) and isinstance(tried, int) and 0 <= right <= tried > 0:
-            share = right * 10_000 // tried / 100  # rounded down: 100% means all of them
-            unseen = "" if stage in env.stages else "never trained on"
-            yield f"| {stage} | {right:,} | {tried:,} | {share:.2f}% | {figure.get('note', '')} | {unseen} |"
+An agent of {weights:,} weights. Its environment: {about} Its actions: {", ".join(env.actions)}. It learned \
+by reinforcement, from what episodes paid.
+
+## Use
+
+```python
+{usage}```
+
+## Training
+
+Stages: {", ".join(env.stages)}.{command}
+"""
+    if config["figures"]:
+        card += """
+## Results
+
+Problems that the greedy agent solves: all there are where all can be tried, else a sample of those that training \
+never drew.
+
+| stage | right | of | share | | |
+|---|---|---|---|---|---|
+"""
+    for stage, figure in (config["figures"] or {}).items():
+        right, tried, note = figure["right"], figure["tried"], figure.get("note", "")
+        share = right * 10_000 // tried / 100  # rounded down: 100% means all of them
+        unseen = "" if stage in env.stages else "never trained on"
+        card += f"| {stage} | {right:,} | {tried:,} | {share:.2f}% | {note} | {unseen} |\n"
+    return card
