@@ -17,7 +17,7 @@ from toolagent_pl.envs.calculator.tools import SUB as SUB_TOOL
 from toolagent_pl.envs.calculator.tools import Token
 from toolagent_pl.envs.countdown import CountdownEnv
 from toolagent_pl.gym import ID, Calculator, SingleEnv, VectorEnv
-from toolagent_pl.interop.calculator import PROBLEMS_AT_ONCE
+from toolagent_pl.envs.calculator.single import BLOCK
 
 STAGES = ["T0", "E3"]
 MUL, ADD, SUB, ANS, STO, RCL = range(6)  # actions
@@ -224,7 +224,7 @@ def test_one_environment_goes_on_in_its_sequence_of_problems_for_ever():
     env, other = Calculator(["E5"]), vector(1, stages=["E5"])
     env.reset(seed=4)
     other.reset(seed=4)
-    for _ in range(2 * PROBLEMS_AT_ONCE):
+    for _ in range(2 * BLOCK):
         assert_same(env.reset()[0]["prompt"], other.reset()[0]["prompt"][0])
 
 

@@ -1,26 +1,26 @@
 """The calculator for language models: problems and reports are texts, and each tool is a method that a model calls.
 
-``text_calculator`` makes a class of the form that TRL's ``environment_factory`` takes; nothing but this package is
-needed for it. ``prompt`` and ``dataset`` stand beside the class, whose every public method but ``reset`` is a tool.
+``text_calculator`` makes a class of the form that TRL's ``environment_factory`` takes, whose every public method but
+``reset`` is a tool; ``prompt`` and ``dataset`` stand beside it.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from toolagent_pl.envs.calculator.env import CalculatorEnv, Feedback
 from toolagent_pl.envs.calculator.expression import parse, reference_plan, text_of
 from toolagent_pl.envs.calculator.problems import Problems
-from toolagent_pl.envs.calculator.single import SingleCalculator, SingleProblem, single_problems
+from toolagent_pl.envs.calculator.single import SingleCalculator, SingleProblem, by_number, single_problems
 from toolagent_pl.envs.calculator.stages import Stage
 from toolagent_pl.envs.calculator.tools import Tool
 from toolagent_pl.rl.random_numbers import Purpose, random_below
 
 MAX_NUMBER = 2**55 - 1
-BLOCK, BLOCKS = 64, 64  # problems that are made at a time, which takes as long as one; and how many times that are kept
+BLOCKS = 32  # of problems that are kept: those of a group of samples, and rows that follow one another, are made once
 METHODS = {"MUL": "multiply", "ADD": "add", "SUB": "subtract", "ANS": "answer", "STO": "store", "RCL": "recall"}
 RULES = {
     "STO": "Push the accumulator onto the memory, a stack, and empty it; if it is empty, push the next operand.",
@@ -32,8 +32,7 @@ Work out an expression by calling tools that take no arguments, one at a time. T
 order in which they are written, and each is taken once. An accumulator holds a result, a memory others. An operator \
 joins the recalled left operand and the accumulator; without one, the accumulator and the next operand; if the \
 accumulator is empty, the next two operands. Until a recalled left operand is used, store and recall do not apply. A \
-call that does not \
-apply changes nothing, but counts."""
+call that does not apply changes nothing, but counts."""
 
 
 class TextCalculator:
@@ -47,7 +46,7 @@ class TextCalculator:
     _env: ClassVar[CalculatorEnv]
     _values: ClassVar[bool]
     _tools: ClassVar[dict[str, int]]  # actions by the names of the methods
-    _block: ClassVar[Callable[[int, int | None, int], list[SingleProblem]]]
+    _problem: ClassVar[Callable[[int, int | None, int], SingleProblem]]  # of a number, a stage and a seed
 
     def __init__(self) -> None:
         self.reward, self.done = 0.0, True
@@ -70,9 +69,6 @@ class TextCalculator:
             expression: A problem of your own, in place of a number.
             columns: Others, which mean nothing here.
 
-        Returns:
-            The problem, and what the tools report before the first call.
-
         Raises:
             ValueError: If there is no such problem.
         """
@@ -92,8 +88,7 @@ class TextCalculator:
         check_whole(number=number)
         if stage is not None and stage not in env.stages:
             raise ValueError(f"stage: got {stage!r}, expected {', '.join(env.stages)}")
-        block = cls._block(int(number) // BLOCK, None if stage is None else env.stages.index(stage), int(seed))
-        return block[int(number) % BLOCK]
+        return cls._problem(int(number), None if stage is None else env.stages.index(stage), int(seed))
 
     @property
     def _expression(self) -> str:
@@ -181,15 +176,13 @@ def text_calculator(
     if len({*names, "reset", "reward", "done"}) < len(names) + 3 or any(name.startswith("_") for name in names):
         raise ValueError(f"tools: got methods {', '.join(names)}, expected names that differ, and from reset")
 
-    @lru_cache(BLOCKS)  # the samples of a group, and rows that follow one another, have their problems made once
-    def block(position: int, stage: int | None, seed: int) -> list[SingleProblem]:
-        number = torch.arange(position * BLOCK, (position + 1) * BLOCK)
+    def draw(number: Tensor, stage: int | None, seed: int) -> Problems:
         drawn = random_below(seed, Purpose.STAGE, number, torch.tensor(len(env.stages)))
         stages = drawn if stage is None else torch.full_like(number, stage)
-        return single_problems(env, env.problems(number, stages, seed, held_out=held_out))
+        return env.problems(number, stages, seed, held_out=held_out)
 
     methods = {name: _method(name, action, _rule(env, action)) for action, name in enumerate(names)}
-    options = {"_env": env, "_values": values, "_block": staticmethod(block)}
+    options = {"_env": env, "_values": values, "_problem": staticmethod(by_number(env, draw, BLOCKS))}
     options["_tools"] = {name: action for action, name in enumerate(names)}
     return type("TextCalculator", (TextCalculator,), {"__doc__": TextCalculator.__doc__, **options, **methods})
 
@@ -224,16 +217,13 @@ def dataset(environment: type[TextCalculator], count: int, seed: int = 0, first:
     """Rows of a data set, as in ``datasets.Dataset.from_list(dataset(...))``: a prompt, and what ``reset`` takes.
 
     Args:
-        environment: Whose problems these are.
-        count: How many.
+        environment: Whose problems these are, ``count`` from number ``first`` on.
         seed: Of the run that has these problems, from 0 to 2^56 - 1.
-        first: Number of the first one.
     """
     message = {"role": "user", "content": prompt(environment)}
     found = [environment._find(number, None, seed, None) for number in range(first, first + count)]
-    stages = [environment._env.stage_name(problem.stage) for problem in found]
-    rows = enumerate(stages, first)
-    return [{"prompt": [message], "number": number, "stage": stage, "seed": seed} for number, stage in rows]
+    stage = environment._env.stage_name
+    return [{"prompt": [message], "number": one.number, "stage": stage(one.stage), "seed": seed} for one in found]
 
 
 def reference_calls(episode: TextCalculator) -> list[str]:
