@@ -50,14 +50,14 @@ def test_what_there_is_before_each_call_is_what_the_environment_holds():
     for text in ("1-(2-(3-4)*56)", "(1+2)*(3+4)", "9*8-7"):
         (episode,) = solver.episodes([text])
         states = moments(solver.env, episode)
-        assert (states[0].read, states[0].accumulator, states[0].memory, states[0].left) == (0, None, [], None)
-        assert [state.accumulator for state in states[1:]] == episode.values
+        assert states[0] == (0, None, [], None, True)
+        assert [state.accumulator and int(state.accumulator) for state in states[1:]] == episode.values
         assert states[-1].read == len(episode.operands)
         assert states[-1].memory == []
     (episode,) = solver.episodes(["1-(2-(3-4)*56)"])
     before = dict(zip(episode.plan[:6], moments(solver.env, episode), strict=False))
-    assert before["MUL"].memory == [1, 2]
-    assert (before["SUB"].left, before["SUB"].accumulator, before["SUB"].memory) == (2, -56, [1])
+    assert before["MUL"].memory == ["1", "2"]
+    assert (before["SUB"].left, before["SUB"].accumulator, before["SUB"].memory) == ("2", "-56", ["1"])
 
 
 # The page, in a browser.
