@@ -58,7 +58,7 @@ def parse(text: str, vocabulary: Vocabulary, *, names: bool = False) -> Expressi
 
     def fail(reason: str) -> NoReturn:
         expected = " ".join(vocabulary.symbols)
-        raise ExpressionError(f"expression {quoted(text)}: {reason}; expected whole numbers, {expected}, and brackets")
+        raise refused(text, f"{reason}; expected whole numbers, {expected}, and brackets")
 
     def shown(word: str) -> str:
         return f"got {word!r}" if len(word) <= LONGEST_QUOTE else "got a long word"
@@ -130,9 +130,10 @@ def _is_name(word: str) -> bool:
     return len(word) == 1 and word.isascii() and (word.isalpha() or word == "_")
 
 
-def quoted(text: str) -> str:
-    """The text, shortened where it would flood a message."""
-    return repr(text) if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]!r}... of {len(text)} characters"
+def refused(text: str, reason: str) -> ExpressionError:
+    """The error that names a text, shortened where it would flood the message."""
+    quoted = repr(text) if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]!r}... of {len(text)} characters"
+    return ExpressionError(f"expression {quoted}: {reason}")
 
 
 def written_tokens(text: str, vocabulary: Vocabulary) -> list[int]:

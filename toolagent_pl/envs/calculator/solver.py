@@ -1,9 +1,7 @@
 """A trained agent at work: from written expressions to plans, answers and what the tools computed on the way."""
 
 import copy
-import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -19,7 +17,7 @@ from toolagent_pl.envs.calculator.expression import (
     ExpressionError,
     minimal_tokens,
     parse,
-    quoted,
+    refused,
     value_bound,
 )
 from toolagent_pl.envs.calculator.problems import Problems
@@ -28,7 +26,7 @@ from toolagent_pl.envs.calculator.stages import MAX_OPERATORS
 from toolagent_pl.envs.calculator.tools import Token
 from toolagent_pl.rl import saved
 from toolagent_pl.rl.agent import Agent
-from toolagent_pl.rl.env import Env, select
+from toolagent_pl.rl.env import Env
 from toolagent_pl.rl.rollout import Rollout, collect
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -86,6 +84,7 @@ class _Task(NamedTuple):
     """An expression to be solved, and where it stands among those given."""
 
     position: int
+    text: str
     prompt: list[int]
     expression: Expression
 
@@ -221,44 +220,32 @@ class Solver:
 
     def attempt(self, expressions: Sequence[str]) -> list[ArithmeticEpisode | ExpressionError]:
         """An episode for each expression, and the error in place of each that is refused."""
-        results: dict[int, ArithmeticEpisode | ExpressionError] = {}
+        found: dict[int, ArithmeticEpisode | ExpressionError] = {}
         tasks = []
-        with _without_collecting():
-            for position, text in enumerate(expressions):
-                try:
-                    tasks.append(self._read(position, text))
-                except ExpressionError as error:
-                    results[position] = error
-            tasks.sort(key=lambda task: (len(task.expression.leaves), len(task.prompt)))
-            for start in range(0, len(tasks), BATCH):
-                results.update(self._act(expressions, tasks[start : start + BATCH]))
-        return [results[position] for position in range(len(expressions))]
+        for position, text in enumerate(expressions):
+            try:
+                tasks.append(self._read(position, text))
+            except ExpressionError as error:
+                found[position] = error
+        tasks.sort(key=lambda task: (len(task.expression.leaves), len(task.prompt)))
+        for start in range(0, len(tasks), BATCH):
+            found.update(self._act(tasks[start : start + BATCH]))
+        return [found[position] for position in range(len(expressions))]
 
-    def _act(self, texts: Sequence[str], tasks: Sequence[_Task]) -> dict[int, ArithmeticEpisode | ExpressionError]:
-        """Solve a batch; returns what came of the expressions by their positions among ``texts``."""
-        prompts, expressions = [task.prompt for task in tasks], [task.expression for task in tasks]
-        problems = Problems.from_trees(prompts, expressions, self.env.vocabulary)
-        needed, enough = problems.memory_needed, self.env.memory_depth
-        results: dict[int, ArithmeticEpisode | ExpressionError] = {}
-        for task, values in zip(tasks, needed.tolist(), strict=True):
+    def _act(self, tasks: Sequence[_Task]) -> Iterator[tuple[int, ArithmeticEpisode | ExpressionError]]:
+        """What becomes of the expressions of a batch, by their positions among those given."""
+        prompts, trees = [task.prompt for task in tasks], [task.expression for task in tasks]
+        problems, enough = Problems.from_trees(prompts, trees, self.env.vocabulary), self.env.memory_depth
+        rollout = collect(self.agent, self.env, problems)
+        columns = (self.env.episodes(rollout), problems.memory_needed.tolist(), stays_in_int64(self.env, rollout))
+        for task, episode, values, safe in zip(tasks, *columns, strict=True):
+            reason = ""
             if values > enough:
-                results[task.position] = ExpressionError(
-                    f"expression {quoted(texts[task.position])}: the reference plan has {values} values in memory at a "
-                    f"time, expected at most {enough}; raise memory_depth of the agent's env"
-                )
-        positions = [task.position for task in tasks if task.position not in results]
-        if not positions:
-            return results
-        rollout = collect(self.agent, self.env, select(problems, needed.le(enough)))
-        inside = stays_in_int64(self.env, rollout)
-        for position, episode, safe in zip(positions, self.env.episodes(rollout), inside, strict=True):
-            results[position] = episode
-            if not safe:
-                results[position] = ExpressionError(
-                    f"expression {quoted(texts[position])}: a value on the way of the agent's plan might not fit into "
-                    "64 bits"
-                )
-        return results
+                reason = f"the reference plan has {values} values in memory at a time, expected at most {enough}; "
+                reason += "raise memory_depth of the agent's env"
+            elif not safe:
+                reason = "a value on the way of the agent's plan might not fit into 64 bits"
+            yield task.position, refused(task.text, reason) if reason else episode
 
     def _read(self, position: int, text: str) -> _Task:
         """Parse an expression into the prompt that agents are trained on: brackets only where they say something.
@@ -267,31 +254,17 @@ class Solver:
             ExpressionError: If it is refused.
         """
         if text.lstrip().startswith("-"):
-            raise ExpressionError(f"expression {quoted(text)}: begins with '-'; numbers have no sign, write 0-3 for -3")
+            raise refused(text, "begins with '-'; numbers have no sign, write 0-3 for -3")
         leaves, tree = parse(text, self.env.vocabulary)
         if not tree:  # no agent is trained on a number alone
-            raise ExpressionError(f"expression {quoted(text)}: is a number alone, expected at least one operator")
+            raise refused(text, "is a number alone, expected at least one operator")
         if len(tree) > MAX_OPERATORS:
-            raise ExpressionError(
-                f"expression {quoted(text)}: has {len(tree)} operators, expected at most {MAX_OPERATORS}"
-            )
+            raise refused(text, f"has {len(tree)} operators, expected at most {MAX_OPERATORS}")
         operands = [int(leaf) for leaf in leaves]
         if value_bound(operands, tree) > INT64_MAX:
-            raise ExpressionError(f"expression {quoted(text)}: a value on the way might not fit into 64 bits")
+            raise refused(text, "a value on the way might not fit into 64 bits")
         expression = Expression(tuple(map(str, operands)), tree)  # without leading zeros
-        return _Task(position, minimal_tokens(expression, self.env.vocabulary), expression)
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Look for no garbage in cycles meanwhile: among so many objects that takes as long as to make them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+        return _Task(position, text, minimal_tokens(expression, self.env.vocabulary), expression)
 
 
 def stays_in_int64(env: CalculatorEnv, rollout: Rollout) -> list[bool]:
