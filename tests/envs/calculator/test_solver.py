@@ -63,7 +63,7 @@ def test_solutions_come_in_the_order_of_the_expressions_whatever_their_lengths(s
 
 
 def test_prompts_have_no_brackets_that_say_nothing(solver):
-    (episode,) = solver.episodes(["((1))+((007*(3)))"])
+    (episode,) = solver.attempt(["((1))+((007*(3)))"])
     assert episode.problem == "1+7*3"
     assert len(episode.positions) == len(episode.plan)
 

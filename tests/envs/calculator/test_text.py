@@ -22,7 +22,7 @@ BROWSER_FLAGS = [
 def test_narrow_terminals_get_lines_that_fit(width):
     solver = scripted()
     text = "(123-4)*(5-6*7)+88*9-(1-2)"
-    (episode,) = solver.episodes([text])
+    (episode,) = solver.attempt([text])
     lines = draw(text, episode, solver.env.vocabulary, width=width).splitlines()
     body = lines[1:-2]
     assert all(len(line) <= width for line in body)
@@ -39,7 +39,7 @@ def letters(lines):
 
 def test_colour_can_be_asked_for_and_is_not_there_without():
     solver = scripted()
-    (episode,) = solver.episodes(["2*3"])
+    (episode,) = solver.attempt(["2*3"])
     plain, coloured = (draw("2*3", episode, solver.env.vocabulary, colour=colour) for colour in (False, True))
     assert "\x1b[32;1mright\x1b[0m" in coloured
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
@@ -48,13 +48,13 @@ def test_colour_can_be_asked_for_and_is_not_there_without():
 def test_what_there_is_before_each_call_is_what_the_environment_holds():
     solver = scripted()
     for text in ("1-(2-(3-4)*56)", "(1+2)*(3+4)", "9*8-7"):
-        (episode,) = solver.episodes([text])
+        (episode,) = solver.attempt([text])
         states = moments(solver.env, episode)
         assert states[0] == (0, None, [], None, True)
         assert [state.accumulator and int(state.accumulator) for state in states[1:]] == episode.values
         assert states[-1].read == len(episode.operands)
         assert states[-1].memory == []
-    (episode,) = solver.episodes(["1-(2-(3-4)*56)"])
+    (episode,) = solver.attempt(["1-(2-(3-4)*56)"])
     before = dict(zip(episode.plan[:6], moments(solver.env, episode), strict=False))
     assert before["MUL"].memory == ["1", "2"]
     assert (before["SUB"].left, before["SUB"].accumulator, before["SUB"].memory) == ("2", "-56", ["1"])
@@ -103,7 +103,7 @@ def marks_at(dom):
 def two():
     solver = scripted()
     texts = ["2*(3+4)", "1-(2-(3-4)*56)"]
-    return page(texts, solver.episodes(texts), solver.env)
+    return page(texts, solver.attempt(texts), solver.env)
 
 
 def test_the_page_shows_a_step(two, seen):
@@ -169,7 +169,7 @@ def test_slider_buttons_and_links_step_through_the_page(two, seen, doing, count,
 
 def test_the_page_says_what_went_wrong(seen):
     solver = scripted(hurried=True)
-    dom = seen(page(["2*(3+4)"], solver.episodes(["2*(3+4)"]), solver.env), "#4")
+    dom = seen(page(["2*(3+4)"], solver.attempt(["2*(3+4)"]), solver.env), "#4")
     assert " ".join(text_at(dom, "result")).startswith("Answer 7, wrong : it is 14.")
     assert " ".join(text_at(dom, "said")) == "That is wrong."
     assert 'id="choice" hidden' in dom
@@ -178,14 +178,14 @@ def test_the_page_says_what_went_wrong(seen):
 def test_large_numbers_are_exact_on_the_page(seen):
     text = "3037000499*3037000499"
     solver = scripted()
-    dom = seen(page([text], solver.episodes([text]), solver.env), "#1")
+    dom = seen(page([text], solver.attempt([text]), solver.env), "#1")
     assert text_at(dom, "accumulator") == ["9223372030926249001"]
 
 
 def test_data_cannot_leave_their_place(seen):
     solver = scripted(tools=["ADD", EVIL])
     text = "1+2</script><i>3"
-    written = page([text], solver.episodes([text]), solver.env)
+    written = page([text], solver.attempt([text]), solver.env)
     assert written.count("</script>") == 2
     dom = seen(written, "#1")
     assert text_at(dom, "name") == ["EVIL"]

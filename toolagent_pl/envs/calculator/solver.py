@@ -65,15 +65,8 @@ class Solution:
     @classmethod
     def of(cls, expression: str, episode: ArithmeticEpisode) -> "Solution":
         """The solution that an episode is, of the expression as it was given."""
-        return cls(
-            expression=expression,
-            plan=tuple(episode.plan),
-            values=tuple(episode.values),
-            answer=episode.answer,
-            target=episode.target,
-            correct=episode.solved,
-            textbook_length=episode.reference_length,
-        )
+        plan, values, answer = tuple(episode.plan), tuple(episode.values), episode.answer
+        return cls(expression, plan, values, answer, episode.target, episode.solved, episode.reference_length)
 
     def as_dict(self) -> dict[str, Any]:
         """All attributes, ready for JSON."""
@@ -97,14 +90,9 @@ class Solver:
 
     Args:
         agent: One that reads expressions; a copy of it is kept.
-        env: The environment that it was trained in.
+        env: The environment that it was trained in; a copy with a step limit that follows from the expression is kept.
         description: Of both, as in ``config.json``: ``{"env": {"class_path": ..., "init_args": {...}}, "agent":
             {...}}``, and facts about the training. ``save_pretrained`` and ``push_to_hub`` need it.
-
-    Attributes:
-        agent: The agent.
-        env: Its environment, with a step limit that follows from the expression.
-        description: As given.
 
     Raises:
         ValueError: If the agent is told the stage of a problem, or the environment is no calculator.
@@ -114,8 +102,8 @@ class Solver:
         if not isinstance(env, CalculatorEnv):
             raise ValueError(f"env: got {type(env).__name__}, expected a CalculatorEnv")
         if agent.stage_conditioned:
-            kind = type(agent).__name__
-            raise ValueError(f"agent: got {kind}, which is told the stage; expected one that reads expressions")
+            given = f"{type(agent).__name__}, which is told the stage"
+            raise ValueError(f"agent: got {given}; expected one that reads expressions")
         self.agent, self.env, self.description = copy.deepcopy(agent).cpu().eval(), copy.copy(env), description
         self.env.max_steps = "auto"
 
@@ -145,8 +133,7 @@ class Solver:
             options: For the Hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
         Raises:
-            ValueError: If there is no such agent, or it cannot be built.
-            OSError: If a file cannot be read, or downloaded.
+            ValueError, OSError: As for ``from_checkpoint``, or if it cannot be downloaded.
         """
         folder = Path(name).expanduser()
         return cls.from_checkpoint(folder if folder.is_dir() else saved.download(str(name), **options), allow_custom)
@@ -202,24 +189,15 @@ class Solver:
         """
         if isinstance(expressions, str):
             return self.solve([expressions])[0]
-        texts = list(expressions)
-        return [Solution.of(text, episode) for text, episode in zip(texts, self.episodes(texts), strict=True)]
-
-    def episodes(self, expressions: Sequence[str]) -> list[ArithmeticEpisode]:
-        """The same with all that is known of each episode, for drawing: the prompt and the positions looked at, too.
-
-        Raises:
-            ExpressionError: As in ``solve``.
-        """
-        found = []
-        for result in self.attempt(expressions):
+        texts, found = list(expressions), []
+        for text, result in zip(texts, self.attempt(texts), strict=True):
             if isinstance(result, ExpressionError):
                 raise result
-            found.append(result)
+            found.append(Solution.of(text, result))
         return found
 
     def attempt(self, expressions: Sequence[str]) -> list[ArithmeticEpisode | ExpressionError]:
-        """An episode for each expression, and the error in place of each that is refused."""
+        """An episode for each expression, with the positions looked at; the error in place of each that is refused."""
         found: dict[int, ArithmeticEpisode | ExpressionError] = {}
         tasks = []
         for position, text in enumerate(expressions):
@@ -248,11 +226,7 @@ class Solver:
             yield task.position, refused(task.text, reason) if reason else episode
 
     def _read(self, position: int, text: str) -> _Task:
-        """Parse an expression into the prompt that agents are trained on: brackets only where they say something.
-
-        Raises:
-            ExpressionError: If it is refused.
-        """
+        """Parse an expression into the prompt that agents are trained on: brackets only where they say something."""
         if text.lstrip().startswith("-"):
             raise refused(text, "begins with '-'; numbers have no sign, write 0-3 for -3")
         leaves, tree = parse(text, self.env.vocabulary)
