@@ -25,7 +25,7 @@ MIXED = ["T0", "E1", "T2", Stage("D", operators=3, digits=3), Stage("P", "a*(b-c
 def draw(stages, size, *, first=0, stage=None, seed=0, held_out=False):
     """Problems ``first`` and following: of one stage, or of all in turn."""
     number = torch.arange(first, first + size)
-    position = number % len(stages) if stage is None else torch.full_like(number, stage)
+    position = number % len(stages.names) if stage is None else torch.full_like(number, stage)
     return stages.draw(number, position, seed, held_out=held_out)
 
 
