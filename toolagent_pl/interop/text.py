@@ -114,7 +114,7 @@ class TextCalculator:
     @property
     def _number(self) -> str:
         value = self._calculator.accumulator
-        return "empty" if value is None else str(value.number)
+        return str(value.number) if value else "empty"
 
     def _report(self) -> str:
         """What the tools report, as much of it as the feedback has; flags and positions are those of all others."""
@@ -136,13 +136,13 @@ class TextCalculator:
 
 
 def check_whole(**numbers: Any) -> None:
-    """Refuse what is not the number of a problem: it may come from a data set, or over a network.
+    """Refuse what is not the number of a problem, from a data set or over a network; None is accepted.
 
     Raises:
         ValueError: Names the number.
     """
     for name, number in numbers.items():
-        if not isinstance(number, Integral) or not 0 <= int(number) <= MAX_NUMBER:
+        if not (number is None or (isinstance(number, Integral) and 0 <= int(number) <= MAX_NUMBER)):
             raise ValueError(f"{name}: got {number!r}, expected a whole number from 0 to {MAX_NUMBER}")
 
 
