@@ -11,13 +11,13 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tests.toy import Room
+from toolagent_pl.envs.calculator.single import BLOCK
 from toolagent_pl.envs.calculator.stages import Stage
 from toolagent_pl.envs.calculator.tools import MUL as MUL_TOOL
 from toolagent_pl.envs.calculator.tools import SUB as SUB_TOOL
 from toolagent_pl.envs.calculator.tools import Token
 from toolagent_pl.envs.countdown import CountdownEnv
 from toolagent_pl.gym import ID, Calculator, SingleEnv, VectorEnv
-from toolagent_pl.envs.calculator.single import BLOCK
 
 STAGES = ["T0", "E3"]
 MUL, ADD, SUB, ANS, STO, RCL = range(6)  # actions

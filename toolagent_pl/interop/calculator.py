@@ -28,6 +28,7 @@ from toolagent_pl.rl.env import PADDING, over
 from toolagent_pl.rl.rollout import Rollout
 
 STAGES = ("T0", "T1", "T2")
+GENERAL_OPTIONS = {"held_out", "autoreset_mode", "render_mode"}  # of VectorEnv, beside those of an environment
 
 
 class VectorCalculator(VectorEnv):
@@ -57,7 +58,7 @@ class VectorCalculator(VectorEnv):
     env: CalculatorEnv
 
     def __init__(self, num_envs: int = 1, stages: Sequence[Any] = STAGES, **options: Any) -> None:
-        general = {name: options.pop(name) for name in VectorEnv.__init__.__kwdefaults__ if name in options}
+        general = {name: options.pop(name) for name in GENERAL_OPTIONS & options.keys()}
         super().__init__(CalculatorEnv(stages, **options), num_envs, **general)
 
     @property

@@ -92,8 +92,8 @@ def trace(agent: Agent, env: RegisterEnv) -> Graphs:
     """
 
     def prefill(*told: Tensor) -> Any:
-        hidden = dict.fromkeys(Problems._fields)  # number, target and tree: who reads those does not read the problem
-        return agent.prefill(Problems(**{**hidden, **dict(zip(PREFILL, told, strict=True))}))
+        fields: dict[str, Any] = dict.fromkeys(Problems._fields)  # who reads number, target or tree does not read
+        return agent.prefill(Problems(**{**fields, **dict(zip(PREFILL, told, strict=True))}))
 
     def decode(previous: Tensor, flags: Tensor, positions: Tensor, *cache: Tensor) -> Any:
         policy, following = agent.decode(tree_unflatten(cache, structure), previous, Observation(flags, positions))
@@ -139,7 +139,7 @@ def write(graphs: Graphs, agent: Agent, env: RegisterEnv, directory: Path, kind:
             torch.export.save(program, path)
             continue
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells which packages of other people are missing
-        names = {f"{side[:-1]}_names": [one["name"] for one in of] for side, of in graphs.signature[name].items()}
+        names: Any = {f"{side[:-1]}_names": [one["name"] for one in of] for side, of in graphs.signature[name].items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what the exporter finds to say about itself
             torch.onnx.export(program, (), path, **names, dynamo=True, external_data=False, verbose=False)
@@ -228,7 +228,7 @@ def _problems(env: RegisterEnv, stage: str, count: int) -> Problems:
 
 @contextlib.contextmanager
 def _free_sizes() -> Iterator[None]:
-    """Within it, no graph is traced for sizes other than 1 only, nor with layers fused into what exporters do not know."""
+    """Within it, no graph is traced for sizes other than 1 only, nor with fused layers, which exporters do not know."""
     from torch.fx.experimental import _config  # there is no public name
 
     fused = torch.backends.mha.get_fastpath_enabled()

@@ -1,6 +1,6 @@
-"""Environments for Gymnasium, one episode or a batch; ``toolagent_pl/Calculator-v0``, registered here, is the calculator.
+"""Environments for Gymnasium, one episode or a batch, which is stepped in the tensors that ``fit`` uses.
 
-Episodes are stepped in the tensors that ``fit`` uses, as one batch.
+To import this module registers the calculator as ``toolagent_pl/Calculator-v0``.
 """
 
 import copy
@@ -252,9 +252,9 @@ class SingleEnv(gymnasium.Env[Arrays, np.int64]):
     metadata = VectorEnv.metadata
 
     def __init__(self, env: Env | VectorEnv, **options: Any) -> None:
-        made = isinstance(env, VectorEnv)
-        self._batch = batch = env if made else VectorEnv(env, autoreset_mode=AutoresetMode.DISABLED, **options)
-        self.render_mode, self.action_names = batch.render_mode, batch.action_names
+        mode = AutoresetMode.DISABLED
+        batch = env if isinstance(env, VectorEnv) else VectorEnv(env, autoreset_mode=mode, **options)
+        self._batch, self.render_mode, self.action_names = batch, batch.render_mode, batch.action_names
         self.observation_space, self.action_space = batch.single_observation_space, batch.single_action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:

@@ -6,7 +6,7 @@
 
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,8 @@ from torch import Tensor
 from toolagent_pl.envs.calculator.env import CalculatorEnv, Feedback
 from toolagent_pl.envs.calculator.expression import parse, reference_plan, text_of
 from toolagent_pl.envs.calculator.problems import Problems
-from toolagent_pl.envs.calculator.single import SingleCalculator, SingleProblem, by_number, single_problems
+from toolagent_pl.envs.calculator.single import SingleCalculator, SingleProblem, by_number, single_problem
 from toolagent_pl.envs.calculator.stages import Stage
-from toolagent_pl.envs.calculator.tools import Tool
 from toolagent_pl.rl.random_numbers import Purpose, random_below
 
 MAX_NUMBER = 2**55 - 1
@@ -72,23 +71,20 @@ class TextCalculator:
         Raises:
             ValueError: If there is no such problem.
         """
-        self._calculator.reset(self._find(number, stage, seed, expression))
-        self.reward, self.done = 0.0, False
-        problem = self._calculator.problem
-        return f"Expression: {self._expression}\nCalls: at most {problem.limit}\n{self._report()}"
-
-    @classmethod
-    def _find(cls, number: int | None, stage: str | None, seed: int, expression: str | None) -> SingleProblem:
-        env = cls._env
-        if expression is not None:
-            problems = Problems.from_expressions([expression], env.vocabulary.tools, minimal_brackets=True)
-            return single_problems(env, problems)[0]
-        if number is None:
-            raise ValueError("number: got none, expected one, or an expression")
+        env = self._env
         check_whole(number=number)
-        if stage is not None and stage not in env.stages:
+        if expression is not None:
+            problem = single_problem(env, expression)
+        elif number is None:
+            raise ValueError("number: got none, expected one, or an expression")
+        elif stage not in (None, *env.stages):
             raise ValueError(f"stage: got {stage!r}, expected {', '.join(env.stages)}")
-        return cls._problem(int(number), None if stage is None else env.stages.index(stage), int(seed))
+        else:
+            position = None if stage is None else env.stages.index(stage)
+            problem = type(self)._problem(int(number), position, int(seed))
+        self._calculator.reset(problem)
+        self.reward, self.done = 0.0, False
+        return f"Expression: {self._expression}\nCalls: at most {problem.limit}\n{self._report()}"
 
     @property
     def _expression(self) -> str:
@@ -151,10 +147,8 @@ def text_calculator(
     *,
     held_out: bool = False,
     feedback: Feedback = "flags",
-    max_steps: int | Literal["auto"] = "auto",
-    memory_depth: int = 8,
-    tools: Sequence[str | Tool] = ("MUL", "ADD", "SUB"),
     values: bool = True,
+    **options: Any,
 ) -> type[TextCalculator]:
     """A class of text environments with these problems, and a method for each tool, such as ``multiply``.
 
@@ -162,15 +156,14 @@ def text_calculator(
         stages: That problems are drawn from, each as likely as the others.
         held_out: Draw from the tenth of all problems that is never drawn without it.
         feedback: What the tools report: ``none``, ``flags``, ``position`` or ``spans``; see ``CalculatorEnv``.
-        max_steps: Calls after which an episode is over; ``auto`` for three an operator and three more.
-        memory_depth: Most values in memory.
-        tools: What expressions are made of; one of your own is called by its name in small letters.
         values: Report the value of the accumulator.
+        options: ``max_steps``, ``memory_depth``, ``tools`` of ``CalculatorEnv``; a tool of your own is called by its
+            name in small letters.
 
     Raises:
         ValueError: If an option is out of range, or tools cannot be told from one another or from ``reset``.
     """
-    env = CalculatorEnv(stages, tools=tools, max_steps=max_steps, memory_depth=memory_depth, feedback=feedback)
+    env = CalculatorEnv(stages, feedback=feedback, **options)
     env.check()
     names = [METHODS.get(name, name.lower()) for name in env.actions]
     if len({*names, "reset", "reward", "done"}) < len(names) + 3 or any(name.startswith("_") for name in names):
@@ -182,9 +175,9 @@ def text_calculator(
         return env.problems(number, stages, seed, held_out=held_out)
 
     methods = {name: _method(name, action, _rule(env, action)) for action, name in enumerate(names)}
-    options = {"_env": env, "_values": values, "_problem": staticmethod(by_number(env, draw, BLOCKS))}
-    options["_tools"] = {name: action for action, name in enumerate(names)}
-    return type("TextCalculator", (TextCalculator,), {"__doc__": TextCalculator.__doc__, **options, **methods})
+    told = {"_env": env, "_values": values, "_problem": staticmethod(by_number(env, draw, BLOCKS))}
+    told |= {"_tools": {name: action for action, name in enumerate(names)}, "__doc__": TextCalculator.__doc__}
+    return type("TextCalculator", (TextCalculator,), {**told, **methods})
 
 
 def _rule(env: CalculatorEnv, action: int) -> str:
@@ -221,7 +214,7 @@ def dataset(environment: type[TextCalculator], count: int, seed: int = 0, first:
         seed: Of the run that has these problems, from 0 to 2^56 - 1.
     """
     message = {"role": "user", "content": prompt(environment)}
-    found = [environment._find(number, None, seed, None) for number in range(first, first + count)]
+    found = [environment._problem(number, None, seed) for number in range(first, first + count)]
     stage = environment._env.stage_name
     return [{"prompt": [message], "number": one.number, "stage": stage(one.stage), "seed": seed} for one in found]
 

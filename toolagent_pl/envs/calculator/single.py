@@ -44,6 +44,11 @@ def single_problems(env: CalculatorEnv, problems: Problems) -> list[SingleProble
     ]
 
 
+def single_problem(env: CalculatorEnv, expression: str) -> SingleProblem:
+    """The problem that is written; see ``Problems.from_expressions``."""
+    return single_problems(env, Problems.from_expressions([expression], env.vocabulary.tools, minimal_brackets=True))[0]
+
+
 def by_number(env: CalculatorEnv, draw: Callable[..., Problems], blocks: int = 1) -> Callable[..., SingleProblem]:
     """A function that gives problems by their numbers, of which it makes a block at a time and keeps some.
 

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from toolagent_pl.envs.calculator.env import CalculatorEnv
 from toolagent_pl.envs.calculator.episodes import ArithmeticEpisode
 from toolagent_pl.envs.calculator.expression import minimal_tokens, parse, text_of
-from toolagent_pl.envs.calculator.problems import Problems
-from toolagent_pl.envs.calculator.single import SingleCalculator, single_problems
+from toolagent_pl.envs.calculator.single import SingleCalculator, single_problem
 from toolagent_pl.envs.calculator.tools import POSITIONS, Vocabulary
 
 MARKS = "NAML"  # of the positions, in their order
@@ -38,9 +37,8 @@ class Moment(NamedTuple):
 
 def moments(env: CalculatorEnv, episode: ArithmeticEpisode) -> list[Moment]:
     """What there is before each call of an episode, and at its end."""
-    problems = Problems.from_expressions([episode.problem], env.vocabulary.tools, minimal_brackets=True)
     one = SingleCalculator(env)
-    one.reset(single_problems(env, problems)[0])
+    one.reset(single_problem(env, episode.problem))
     found = []
     for name in (*episode.plan, None):
         accumulator, left = (None if held is None else str(held.number) for held in (one.accumulator, one.left))
