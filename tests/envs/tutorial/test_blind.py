@@ -40,18 +40,18 @@ def heard(network, problems, *actions):
 
 def test_a_problem_is_read_the_same_in_any_company():
     network, problems = agent(), mixed(12)
-    together = network.prefill(problems).hidden
+    together = network.prefill(problems)
     for row in range(12):
         alone = select(problems, torch.tensor([row]))
-        assert_close(network.prefill(alone).hidden, together[row : row + 1])
+        assert_close(network.prefill(alone), together[row : row + 1])
         length = alone.length.item()  # without the room that a longer problem asks for, too
         bare = alone._replace(operands=alone.operands[:, :length], positions=alone.positions[:, :length])
-        assert_close(network.prefill(bare).hidden, together[row : row + 1])
+        assert_close(network.prefill(bare), together[row : row + 1])
 
 
 def test_it_is_told_the_mean_of_its_operands_and_ctx_and_the_stage():
     network, problems = agent(), mixed(9)
-    hidden = network.prefill(problems).hidden
+    hidden = network.prefill(problems)
     for row, (tape, length, stage) in enumerate(
         zip(problems.operands, problems.length.tolist(), problems.stage, strict=True)
     ):
@@ -66,20 +66,20 @@ def test_context_of_the_batch_is_what_the_tutorial_computes(stage):
     problems = STAGES.all_problems(stage, torch.arange(0, 1000, 90))
     told = torch.cat([problems.operands, torch.full((problems.size, 1), int(Token.CTX))], 1)
     everyone = network.embedding(told).mean(1) + network.stage_embedding(problems.stage).unsqueeze(1)  # [B, B, d]
-    assert_close(network.prefill(problems).hidden, torch.tanh(everyone.mean(1)))
+    assert_close(network.prefill(problems), torch.tanh(everyone.mean(1)))
 
 
 def test_problems_that_differ_are_told_apart():
     network = agent()
-    assert len(network.prefill(STAGES.all_problems(0, torch.tensor([0, 123, 124, 123]))).hidden.unique(dim=0)) == 3
+    assert len(network.prefill(STAGES.all_problems(0, torch.tensor([0, 123, 124, 123]))).unique(dim=0)) == 3
     first, second = (STAGES.all_problems(stage, torch.tensor([0])) for stage in (0, 1))
-    assert not torch.allclose(network.prefill(first).hidden, network.prefill(second).hidden)
+    assert not torch.allclose(network.prefill(first), network.prefill(second))
 
 
 @pytest.mark.parametrize("plan", [[], ["MUL"], ["MUL", "STO", "7"]])
 def test_it_hears_its_own_tokens_as_a_gru_does(plan):
     network, problems = agent().double(), mixed(6)
-    hidden = network.prefill(problems).hidden[None]
+    hidden = network.prefill(problems)[None]
     for token in (Token.CTX, *DIGITS.vocabulary.tokens(plan or ["ANS"])[: len(plan)]):
         _, hidden = network.gru(network.embedding(torch.full((1, 6), int(token))), hidden)
     policy = heard(network, problems, *map(DIGITS.actions.index, plan))
