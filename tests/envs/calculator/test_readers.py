@@ -137,6 +137,7 @@ def test_what_tokens_add_to_all_scores_shrinks_to_nothing_unless_it_is_learned()
 
 
 def test_sizes_out_of_range_are_refused():
-    for kind, name, value in ((Reader, "hidden", 0), (Reader, "shrink", -1), (TransformerReader, "heads", 3)):
-        with pytest.raises(ValueError, match=f"^{name}: got {value}"):
-            kind(ENV, **{name: value})
+    wrong = [(Reader, {"hidden": 0}), (Reader, {"shrink": -1}), (TransformerReader, {"d": 7})]
+    for kind, option in [*wrong, (TransformerReader, {"heads": 3})]:
+        with pytest.raises(ValueError, match=f"^{next(iter(option))}: got {next(iter(option.values()))}"):
+            kind(ENV, **option)
