@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from toolagent_pl.envs.calculator.env import CalculatorEnv
 from toolagent_pl.envs.calculator.episodes import ArithmeticEpisode
 from toolagent_pl.envs.calculator.expression import minimal_tokens, parse, text_of
-from toolagent_pl.envs.calculator.single import SingleCalculator, single_problem
+from toolagent_pl.envs.calculator.problems import Problems
+from toolagent_pl.envs.calculator.single import SingleCalculator, single_problems
 from toolagent_pl.envs.calculator.tools import POSITIONS, Vocabulary
 
 MARKS = "NAML"  # of the positions, in their order
@@ -37,9 +38,9 @@ class Moment(NamedTuple):
 
 def moments(env: CalculatorEnv, episode: ArithmeticEpisode) -> list[Moment]:
     """What there is before each call of an episode, and at its end."""
-    one = SingleCalculator(env)
-    one.reset(single_problem(env, episode.problem))
-    found = []
+    expression, one, found = parse(episode.problem, env.vocabulary), SingleCalculator(env), []
+    prompt = minimal_tokens(expression, env.vocabulary)
+    one.reset(single_problems(env, Problems.from_trees([prompt], [expression], env.vocabulary))[0])
     for name in (*episode.plan, None):
         accumulator, left = (None if held is None else str(held.number) for held in (one.accumulator, one.left))
         read, memory = len(episode.operands) - len(one.tape), [str(held.number) for held in one.memory]
