@@ -8,7 +8,6 @@ from toolagent_pl.envs.calculator.tools import TOOLS, Token, Tool, Vocabulary
 from toolagent_pl.rl.env import PADDING
 
 PLAIN = Vocabulary()
-SYMBOL = {"*": Token.MUL, "+": Token.ADD, "-": Token.SUB}
 MAX = Tool("MAX", "max", 3, torch.maximum)
 WITH_MAX = (*TOOLS, MAX)
 MAX_TOKEN = 20

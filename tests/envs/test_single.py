@@ -5,13 +5,12 @@ import random
 import pytest
 import torch
 
+from tests.strategies import WITH_MAX
 from toolagent_pl.envs.calculator.env import CalculatorEnv
 from toolagent_pl.envs.calculator.single import SingleCalculator, single_problems
 from toolagent_pl.envs.calculator.stages import Stage
-from toolagent_pl.envs.calculator.tools import TOOLS, Tool
-from toolagent_pl.rl.env import PADDING, execute
+from toolagent_pl.rl.env import execute
 
-MAX = Tool("MAX", "max", precedence=3, function=torch.maximum)
 STAGES = ["T0", "T2", "E3", "E7", Stage("large", operators=25, tools=("MUL",)), Stage("long", operators=4, digits=3)]
 ACTIONS = ["RCL", "ANS", "MUL", "7", "ADD", "SUB", "MAX", "EOS", "STO"]  # in no order, some of which never apply
 ANS = ACTIONS.index("ANS")
@@ -24,7 +23,7 @@ def play(single, rng):
     for _ in range(MOST_CALLS):
         useful = [action for action in range(len(ACTIONS)) if action != ANS and single.applies(action)]
         if rng.random() < 0.3 or not useful:
-            calls.append(rng.randrange(PADDING, len(ACTIONS)) if single.left_over else ANS)
+            calls.append(rng.randrange(len(ACTIONS)) if single.tape or single.memory or single.left else ANS)
         else:
             calls.append(rng.choice(useful))
         single.step(calls[-1])
@@ -44,14 +43,8 @@ def look(single):
     [("none", "auto", 8), ("flags", None, 2), ("position", 9, 8), ("spans", "auto", 2)],
 )
 def test_it_agrees_with_the_batch_in_every_step_of_random_episodes(feedback, max_steps, memory_depth):
-    env = CalculatorEnv(
-        STAGES,
-        tools=[*TOOLS, MAX],
-        actions=ACTIONS,
-        max_steps=max_steps,
-        memory_depth=memory_depth,
-        feedback=feedback,
-    )
+    options = {"max_steps": max_steps, "memory_depth": memory_depth, "feedback": feedback}
+    env = CalculatorEnv(STAGES, tools=WITH_MAX, actions=ACTIONS, **options)
     number, rng, single = torch.arange(500), random.Random(0), SingleCalculator(env)
     problems = env.problems(number, number % len(STAGES), seed=0, held_out=False)
     calls, theirs = [], []

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import text_eval
 from toolagent_pl.envs.calculator.env import CalculatorEnv
+from toolagent_pl.envs.calculator.expression import text_of
 from toolagent_pl.interop.text import reference_calls, text_calculator
 from toolagent_pl.training.stream import FixedProblems, Sample
 
@@ -96,13 +97,9 @@ def test_the_problems_are_those_that_test_tries():
     problems = text_eval.held_out(text_calculator(["E1", "E5"], held_out=True), 50)
     env = CalculatorEnv(["E1", "E5", "E8"])
     batches = list(FixedProblems(env, 2, Sample.TEST, per_stage=50, batch_size=50))
-    for start, batch in ((0, batches[0]), (50, batches[1])):
-        theirs = [
-            "".join(env.vocabulary.written[token] for token in row[: n - 1])
-            for row, n in zip(batch.prompt.tolist(), batch.prompt_length.tolist(), strict=True)
-        ]
-        assert [problem.expression for problem in problems[start : start + 50]] == theirs
-        assert [problem.memory for problem in problems[start : start + 50]] == batch.memory_needed.tolist()
+    for some, batch in ((problems[:50], batches[0]), (problems[50:], batches[1])):
+        assert [problem.expression for problem in some] == [text_of(x, env.vocabulary) for x in batch.prompt.tolist()]
+        assert [problem.memory for problem in some] == batch.memory_needed.tolist()
 
 
 def test_the_shipped_agent_and_the_reference_plan_solve_what_a_random_policy_does_not(tmp_path):

@@ -314,7 +314,7 @@ def test_selected_episodes_keep_what_is_theirs():
             r"decode: got torch.float32 of shape \[8, 1\]",
         ),
         (lambda p, c: (p._replace(value=0.5), c), "decode: got float for value"),
-        (lambda p, c: (p, c.hidden.T), r"decode: got \[16, 8\], expected tensors with a first dimension of 8"),
+        (lambda p, c: (p, c.T), r"decode: got \[16, 8\], expected tensors with a first dimension of 8"),
     ],
 )
 def test_what_a_decode_of_ones_own_returns_is_checked(change, message):

@@ -11,24 +11,22 @@ from torch import Tensor
 from toolagent_pl.envs.calculator.env import CalculatorEnv
 from toolagent_pl.envs.calculator.problems import Problems
 from toolagent_pl.envs.calculator.registers import RegisterState
-from toolagent_pl.envs.calculator.single import SingleCalculator, SingleProblem, single_problems
+from toolagent_pl.envs.calculator.single import SingleCalculator, by_number
 from toolagent_pl.envs.calculator.text import draw
 from toolagent_pl.envs.calculator.tools import Token
 from toolagent_pl.interop.gymnasium import (  # Gymnasium too: that module says if it is missing
     BITS_OF_NUMBERS,
-    MAX_SEED,
     Arrays,
     AutoresetMode,
     SingleEnv,
     VectorEnv,
-    first_number,
+    first_numbers,
     gymnasium,
     spaces,
 )
 from toolagent_pl.rl.env import PADDING, over
 from toolagent_pl.rl.rollout import Rollout
 
-PROBLEMS_AT_ONCE = 128  # that a single calculator makes: one alone takes nearly as long
 STAGES = ("T0", "T1", "T2")
 GENERAL_OPTIONS = {"held_out", "autoreset_mode", "render_mode"}  # of VectorEnv, beside those of an environment
 
@@ -49,8 +47,8 @@ class VectorCalculator(VectorEnv):
 
     Args:
         stages: That problems are drawn from: names, stages, or their options.
-        options: Others of ``VectorEnv``, the render mode ``rgb_array`` for pictures among them, and ``tools``,
-            ``feedback``, ``max_steps``, ``memory_depth`` of ``CalculatorEnv``.
+        options: ``tools``, ``feedback``, ``max_steps``, ``memory_depth`` of ``CalculatorEnv``, and those of
+            ``VectorEnv``, with the render mode ``rgb_array`` for pictures.
 
     Raises:
         ValueError: If an option is out of range.
@@ -60,7 +58,7 @@ class VectorCalculator(VectorEnv):
     env: CalculatorEnv
 
     def __init__(self, num_envs: int = 1, stages: Sequence[Any] = STAGES, **options: Any) -> None:
-        general = {name: options.pop(name) for name in GENERAL_OPTIONS & set(options)}
+        general = {name: options.pop(name) for name in GENERAL_OPTIONS & options.keys()}
         super().__init__(CalculatorEnv(stages, **options), num_envs, **general)
 
     @property
@@ -71,11 +69,10 @@ class VectorCalculator(VectorEnv):
     def observe(self, problems: Problems, state: RegisterState, previous: Tensor) -> dict[str, Tensor]:
         """Observations; see the class."""
         flags, positions = self.env.observe(state)
-        start = len(self.action_names)
         fields = {
             "prompt": problems.prompt,
             "prompt_length": problems.prompt_length,
-            "previous": previous.masked_fill(previous.lt(0), start),
+            "previous": previous.masked_fill(previous.lt(0), len(self.action_names)),
             "flags": flags.to(torch.int8),
             "positions": positions.masked_fill(positions.lt(0), self.width),
         }
@@ -125,19 +122,19 @@ class Calculator(SingleEnv):
     _batch: VectorCalculator
 
     def __init__(self, stages: Sequence[Any] = STAGES, **options: Any) -> None:
-        self._show(VectorCalculator(1, stages, autoreset_mode=AutoresetMode.DISABLED, **options))
+        super().__init__(VectorCalculator(1, stages, autoreset_mode=AutoresetMode.DISABLED, **options))
         self._env, self._calculator = self._batch.env, SingleCalculator(self._batch.env)
-        self._number: int | None = None  # of the next problem to be made
-        self._made: list[SingleProblem] = []  # those that come before it, the next one last
+        self._problem = by_number(self._env, self._batch.draw)
+        self._number: int | None = None  # of the next problem
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
         """Begin a new episode; see ``SingleEnv``."""
         gymnasium.Env.reset(self, seed=seed)
         if seed is None and self._number is None:
             seed = int(self.np_random.integers(2**31))
-        if seed is not None:
-            self._number, self._made = int(first_number(torch.tensor(seed % MAX_SEED))), []
-        self._calculator.reset(problem := self._next_problem())
+        number = self._number if seed is None else int(first_numbers(seed))
+        self._calculator.reset(problem := self._problem(number))
+        self._number = (problem.number + 1) % 2**BITS_OF_NUMBERS
         self._prompt = np.full(self._batch.width, int(Token.EOS))
         self._prompt[: len(problem.prompt)] = problem.prompt
         self._actions = list[int]()
@@ -168,14 +165,6 @@ class Calculator(SingleEnv):
     def action_masks(self) -> np.ndarray:
         """Which actions would do something, bool ``[A]``; sb3-contrib's ``MaskablePPO`` asks for it by this name."""
         return np.array([self._calculator.applies(action) for action in range(len(self.action_names))])
-
-    def _next_problem(self) -> SingleProblem:
-        if not self._made:
-            assert self._number is not None
-            numbers = (self._number + torch.arange(PROBLEMS_AT_ONCE)) % 2**BITS_OF_NUMBERS
-            self._number = int(numbers[-1] + 1) % 2**BITS_OF_NUMBERS
-            self._made = single_problems(self._env, self._batch.draw(numbers))[::-1]
-        return self._made.pop()
 
     def _observation(self) -> Arrays:
         fields: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Agents as graphs that need nothing of this package: ``prefill`` and ``decode``, for ONNX or as torch.export programs.
 
-Sizes are free: of the batch, the prompt, the tape of operands, and of what a cache grows by. Exporters have written
+Sizes of the batch, the prompt, the tape of operands, and of what a cache grows by, are free. Exporters have written
 graphs that compute something else without a word, so a graph is read again and acts beside the agent before it is kept.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from toolagent_pl import __version__
 from toolagent_pl.envs.calculator.problems import Problems
@@ -48,35 +48,6 @@ PREFILL = {  # what an agent may know of problems, and the names of their free s
 }
 DECODE = {"previous": {0: "batch"}, "flags": {0: "batch"}, "positions": {0: "batch"}}
 
-Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-
-
-class _Prefill(nn.Module):
-    """``Agent.prefill`` from tensors to tensors."""
-
-    def __init__(self, agent: Agent) -> None:
-        super().__init__()
-        self.agent = agent
-
-    def forward(self, *told: Tensor) -> tuple[Tensor, ...]:
-        hidden: Any = None  # number, target and tree: an agent that reads those does not read the problem
-        problems = Problems(number=hidden, target=hidden, tree=hidden, **dict(zip(PREFILL, told, strict=True)))
-        return tuple(tree_leaves(self.agent.prefill(problems)))
-
-
-class _Decode(nn.Module):
-    """``Agent.decode`` from tensors to tensors: the logits, then the next cache."""
-
-    def __init__(self, agent: Agent, structure: TreeSpec) -> None:
-        super().__init__()
-        self.agent, self.structure = agent, structure
-
-    def forward(self, *heard: Tensor) -> tuple[Tensor, ...]:
-        previous, flags, positions, *cache = heard
-        observation = Observation(flags, positions)
-        policy, following = self.agent.decode(tree_unflatten(cache, self.structure), previous, observation)
-        return policy.logits, *tree_leaves(following)
-
 
 class Graphs(NamedTuple):
     """The two programs, and what is known of their inputs and outputs.
@@ -89,6 +60,17 @@ class Graphs(NamedTuple):
     prefill: ExportedProgram
     decode: ExportedProgram
     signature: dict[str, dict[str, list[dict[str, Any]]]]
+
+
+class _Flat(nn.Module):
+    """What a function computes with an agent, from tensors to tensors."""
+
+    def __init__(self, agent: Agent, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.agent, self.function = agent, function
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree_leaves(self.function(*inputs)))
 
 
 def check_installed(kind: GraphFormat) -> None:
@@ -108,35 +90,40 @@ def trace(agent: Agent, env: RegisterEnv) -> Graphs:
     Raises:
         ValueError: If something in the agent cannot be traced with free sizes.
     """
+
+    def prefill(*told: Tensor) -> Any:
+        fields: dict[str, Any] = dict.fromkeys(Problems._fields)  # who reads number, target or tree does not read
+        return agent.prefill(Problems(**{**fields, **dict(zip(PREFILL, told, strict=True))}))
+
+    def decode(previous: Tensor, flags: Tensor, positions: Tensor, *cache: Tensor) -> Any:
+        policy, following = agent.decode(tree_unflatten(cache, structure), previous, Observation(flags, positions))
+        return policy.logits, following
+
     shorter, longer = (_problems(env, stage, 3 + i) for i, stage in enumerate(("E3", "E5")))
     try:
         with torch.no_grad(), _free_sizes():
+            told = {name: getattr(shorter, name) for name in PREFILL}
             cache, structure = tree_flatten(agent.prefill(shorter))
             observation, previous = env.observe(env.reset(shorter)), torch.full_like(shorter.length, PADDING)
-            policy, following = agent.decode(tree_unflatten(cache, structure), previous, observation)
+            logits, *following = tree_leaves(decode(previous, *observation, *cache))
             # What differs between caches of other problems, or of other steps, is a free size.
-            caches = zip(cache, tree_leaves(following), tree_leaves(agent.prefill(longer)), strict=True)
             free: dict[str, dict[int, str]] = {}
-            for i, like in enumerate(caches):
+            for i, like in enumerate(zip(cache, following, tree_leaves(agent.prefill(longer)), strict=True)):
                 grows = [d for d in range(1, like[0].ndim) if len({x.shape[d] for x in like}) > 1]
                 free[f"cache_{i}"] = {0: "batch", **{d: f"cache_{i}_{d}" for d in grows}}
             held = dict(zip(free, cache, strict=True))
-            told = {name: getattr(shorter, name) for name in PREFILL}
             heard = dict(zip(DECODE, (previous, *observation), strict=True)) | held
-            prefill = _traced(_Prefill(agent), told, PREFILL)
-            decode = _traced(_Decode(agent, structure), heard, DECODE | free)
+            known = DECODE | free | {"logits": {0: "batch"}}
+            programs = _traced(agent, prefill, told, PREFILL), _traced(agent, decode, heard, known)
     except Exception as error:  # an agent may do anything
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"agent: got {type(agent).__name__}, which cannot be exported ({reason})") from error
-    known = DECODE | free | {"logits": {0: "batch"}}
+    decided = _described({"logits": logits}, known) + _described(held, known, "next_")
     signature = {
         "prefill": {"inputs": _described(told, PREFILL), "outputs": _described(held, known)},
-        "decode": {
-            "inputs": _described(heard, known),
-            "outputs": _described({"logits": policy.logits}, known) + _described(held, known, "next_"),
-        },
+        "decode": {"inputs": _described(heard, known), "outputs": decided},
     }
-    return Graphs(prefill, decode, signature)
+    return Graphs(*programs, signature)
 
 
 def write(graphs: Graphs, agent: Agent, env: RegisterEnv, directory: Path, kind: GraphFormat) -> None:
@@ -150,10 +137,33 @@ def write(graphs: Graphs, agent: Agent, env: RegisterEnv, directory: Path, kind:
         program, path = getattr(graphs, name), directory / f"{name}.{SUFFIX[kind]}"
         if kind == "torch":
             torch.export.save(program, path)
-        else:
-            _write_onnx(program, path, graphs.signature[name])
-    text = json.dumps(_description(graphs, agent, env), indent=2)
-    (directory / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+            continue
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells which packages of other people are missing
+        names: Any = {f"{side[:-1]}_names": [one["name"] for one in of] for side, of in graphs.signature[name].items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the exporter finds to say about itself
+            torch.onnx.export(program, (), path, **names, dynamo=True, external_data=False, verbose=False)
+    vocabulary = env.vocabulary
+    description = {
+        "toolagent_pl": __version__,
+        "agent": type(agent).__name__,
+        "stage_conditioned": agent.stage_conditioned,
+        "actions": list(env.actions),
+        "tokens": list(vocabulary.names),
+        "operators": [
+            {"symbol": tool.symbol, "name": tool.name, "token": token, "precedence": tool.precedence}
+            for token, tool in vocabulary.by_token.items()
+        ],
+        "env": {
+            "name": type(env).__name__,
+            "memory_depth": env.memory_depth,
+            "flags": list(FLAGS[: env.flags]),
+            "positions": list(POSITIONS[: env.positions]),
+            "least_operands": MIN_OPERANDS,
+        },
+        "graphs": graphs.signature,
+    }
+    (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 class GraphAgent(Agent):
@@ -175,13 +185,13 @@ class GraphAgent(Agent):
         operands = nn.functional.pad(problems.operands, (0, short))
         positions = nn.functional.pad(problems.positions, (0, short), value=-1)
         told = problems._replace(operands=operands, positions=positions)
-        return tuple(self._prefill([getattr(told, name) for name in PREFILL]))
+        return tuple(self._prefill(*(getattr(told, name) for name in PREFILL)))
 
     def decode(
         self, cache: tuple[Tensor, ...], previous: Tensor, observation: Observation
     ) -> tuple[Policy, tuple[Tensor, ...]]:
         """Run the graph."""
-        logits, *following = self._decode([previous, *observation, *cache])
+        logits, *following = self._decode(previous, *observation, *cache)
         return Policy(logits, None), tuple(following)
 
 
@@ -194,18 +204,14 @@ def different(agent: Agent, other: Agent, env: RegisterEnv, problems: Problems) 
 
 
 def compare(agent: Agent, env: RegisterEnv, directory: Path, kind: GraphFormat) -> int:
-    """Let written graphs act beside the agent on problems that they were not traced with.
-
-    Returns:
-        How many problems they were compared on.
+    """Let written graphs act beside the agent on problems that they were not traced with, and count these.
 
     Raises:
         ValueError: If a plan differs in a token.
     """
     other = GraphAgent(env, directory, kind)
     for stage in STAGES:
-        problems = _problems(env, stage, COMPARED)
-        if wrong := different(agent, other, env, problems):
+        if wrong := different(agent, other, env, _problems(env, stage, COMPARED)):
             raise ValueError(
                 f"agent: got {type(agent).__name__}, whose {kind} graphs give other plans for {wrong} of {COMPARED} "
                 f"problems of {stage}; they are not to be used"
@@ -222,11 +228,8 @@ def _problems(env: RegisterEnv, stage: str, count: int) -> Problems:
 
 @contextlib.contextmanager
 def _free_sizes() -> Iterator[None]:
-    """Within it, no graph is traced for sizes other than 1 only, nor with layers fused into what exporters do not know.
-
-    PyTorch has no public name for the first.
-    """
-    from torch.fx.experimental import _config
+    """Within it, no graph is traced for sizes other than 1 only, nor with fused layers, which exporters do not know."""
+    from torch.fx.experimental import _config  # there is no public name
 
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -237,64 +240,37 @@ def _free_sizes() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _traced(module: nn.Module, inputs: dict[str, Tensor], free: dict[str, dict[int, str]]) -> ExportedProgram:
-    prompt, operands = Dim("prompt", min=MIN_PROMPT), Dim("operands", min=MIN_OPERANDS)
-    named = {"batch": Dim("batch"), "prompt": prompt, "operands": operands}
-    shapes = tuple({d: named.get(name, Dim.AUTO) for d, name in free[one].items()} for one in inputs)
+def _traced(
+    agent: Agent, function: Callable[..., Any], inputs: dict[str, Tensor], free: dict[str, dict[int, str]]
+) -> ExportedProgram:
+    least = {"batch": None, "prompt": MIN_PROMPT, "operands": MIN_OPERANDS}
+    sizes = {name: Dim(name, min=size) for name, size in least.items()}
+    shapes = tuple({d: sizes.get(name, Dim.AUTO) for d, name in free[one].items()} for one in inputs)
+    module = _Flat(agent, function).eval()
     with contextlib.redirect_stderr(io.StringIO()):  # where it prints the graph so far, if it cannot go on
-        return torch.export.export(module.eval(), tuple(inputs.values()), dynamic_shapes=(shapes,), strict=False)
+        return torch.export.export(module, tuple(inputs.values()), dynamic_shapes=(shapes,), strict=False)
 
 
 def _described(tensors: dict[str, Tensor], free: dict[str, dict[int, str]], prefix: str = "") -> list[dict[str, Any]]:
-    shapes = {name: [free[name].get(d, size) for d, size in enumerate(x.shape)] for name, x in tensors.items()}
-    kinds = {name: str(x.dtype).removeprefix("torch.") for name, x in tensors.items()}
-    return [{"name": prefix + name, "dtype": kinds[name], "shape": shapes[name]} for name in tensors]
+    return [
+        {
+            "name": prefix + name,
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": [free[name].get(d, size) for d, size in enumerate(tensor.shape)],
+        }
+        for name, tensor in tensors.items()
+    ]
 
 
-def _description(graphs: Graphs, agent: Agent, env: RegisterEnv) -> dict[str, Any]:
-    """What ``graphs.json`` holds."""
-    vocabulary = env.vocabulary
-    return {
-        "toolagent_pl": __version__,
-        "agent": type(agent).__name__,
-        "stage_conditioned": agent.stage_conditioned,
-        "actions": list(env.actions),
-        "tokens": list(vocabulary.names),
-        "operators": [
-            {"symbol": tool.symbol, "name": tool.name, "token": vocabulary.token(tool), "precedence": tool.precedence}
-            for tool in vocabulary.tools
-        ],
-        "env": {
-            "name": type(env).__name__,
-            "memory_depth": env.memory_depth,
-            "flags": list(FLAGS[: env.flags]),
-            "positions": list(POSITIONS[: env.positions]),
-            "least_operands": MIN_OPERANDS,
-        },
-        "graphs": graphs.signature,
-    }
-
-
-def _write_onnx(program: ExportedProgram, path: Path, signature: dict[str, list[dict[str, Any]]]) -> None:
-    inputs, outputs = ([one["name"] for one in signature[side]] for side in ("inputs", "outputs"))
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells which packages of other people are not there
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what the exporter finds to say about itself
-        torch.onnx.export(
-            program, (), path, input_names=inputs, output_names=outputs, dynamo=True, external_data=False, verbose=False
-        )
-
-
-def _loaded(path: Path) -> Run:
+def _loaded(path: Path) -> Callable[..., Sequence[Tensor]]:
     if path.suffix == ".pt2":
-        module = torch.export.load(path).module()
-        return lambda inputs: module(*inputs)
+        return torch.export.load(path).module()
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
 
-    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+    def run(*inputs: Tensor) -> list[Tensor]:
         found = session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))
         return [torch.from_numpy(x) for x in found]
 

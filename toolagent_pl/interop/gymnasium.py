@@ -1,6 +1,6 @@
-"""Environments for Gymnasium, one episode or a batch; ``toolagent_pl/Calculator-v0`` is the calculator.
+"""Environments for Gymnasium, one episode or a batch, which is stepped in the tensors that ``fit`` uses.
 
-To import this module registers it. Episodes are stepped in the tensors that ``fit`` uses, as one batch.
+To import this module registers the calculator as ``toolagent_pl/Calculator-v0``.
 """
 
 import copy
@@ -31,9 +31,10 @@ MAX_SEED = 2**62
 Arrays = dict[str, np.ndarray]
 
 
-def first_number(seed: Tensor) -> Tensor:
-    """The number of the problem that a sequence begins with, for each seed."""
-    return random_bits(0, Purpose.EPISODE, seed % MAX_SEED, bits=BITS_OF_NUMBERS)
+def first_numbers(seed: int, count: int = 1) -> Tensor:
+    """Numbers of the problems that the sequences of this seed and of those after it begin with, int64 ``[count]``."""
+    seeds = (seed % MAX_SEED + torch.arange(count)) % MAX_SEED
+    return random_bits(0, Purpose.EPISODE, seeds, bits=BITS_OF_NUMBERS)
 
 
 class VectorEnv(vector.VectorEnv[Arrays, np.ndarray, np.ndarray]):
@@ -44,10 +45,8 @@ class VectorEnv(vector.VectorEnv[Arrays, np.ndarray, np.ndarray]):
     problem at its start alone (``Agent.prefill``) is not among them: override ``observe`` and ``spaces`` to add it.
 
     Infos hold ``action_mask``, int8, 1 where an action may be taken, and ``is_success``, whether the episode has ended
-    with its problem solved. Such an end pays 1; nothing else pays.
-
-    Each environment has its own sequence of problems: that of environment ``i`` after ``reset(seed=s)`` is that of a
-    single one after ``reset(seed=s + i)``.
+    with its problem solved. Such an end pays 1; nothing else pays. Each environment has its own sequence of problems:
+    that of environment ``i`` after ``reset(seed=s)`` is that of a single one after ``reset(seed=s + i)``.
 
     Args:
         env: What is done; problems come from the stages that it trains on, each as likely as the others.
@@ -84,7 +83,6 @@ class VectorEnv(vector.VectorEnv[Arrays, np.ndarray, np.ndarray]):
         self.num_envs, self.render_mode, self.held_out = num_envs, render_mode, held_out
         self.metadata = {**self.metadata, "autoreset_mode": AutoresetMode(autoreset_mode)}
         self.action_names = env.actions
-
         self._seeded = False
         self._number = torch.arange(num_envs)  # of the next problem of each environment
         self._problems = self.draw(self._number)  # until the first reset only their shapes matter
@@ -98,11 +96,7 @@ class VectorEnv(vector.VectorEnv[Arrays, np.ndarray, np.ndarray]):
         self.action_space = batch_space(self.single_action_space, num_envs)
 
     def observe(self, problems: Any, state: Any, previous: Tensor) -> dict[str, Tensor]:
-        """Observations, a row for each episode.
-
-        Args:
-            previous: int64 ``[N]``, the actions before; -1 at the start.
-        """
+        """Observations, a row for each episode; ``previous`` are the actions before, int64 ``[N]``, -1 at the start."""
         known, fields = self.env.observation_bounds(), self.env.observe(state)._asdict()
         return {
             name: (field if name in known else field.float()).view(len(field), *(field.shape[1:] or [1]))
@@ -140,8 +134,7 @@ class VectorEnv(vector.VectorEnv[Arrays, np.ndarray, np.ndarray]):
         if seed is None and not self._seeded:
             seed = int(self.np_random.integers(2**31))
         if seed is not None:
-            seeds = seed % MAX_SEED + torch.arange(self.num_envs)
-            self._number = torch.where(chosen, first_number(seeds), self._number)
+            self._number = torch.where(chosen, first_numbers(seed, self.num_envs), self._number)
             self._seeded = True
         self._begin(chosen)
         return self._observation(), self._infos()
@@ -182,11 +175,7 @@ class VectorEnv(vector.VectorEnv[Arrays, np.ndarray, np.ndarray]):
         return self.drawn(self._problems, self._actions)
 
     def drawn(self, problems: Any, actions: Tensor) -> tuple[Any, ...] | None:
-        """Episodes in the render mode.
-
-        Args:
-            actions: int64 ``[N, T]``, -1 from where an episode has got to.
-        """
+        """Episodes in the render mode; ``actions`` int64 ``[N, T]``, -1 from where an episode has got to."""
         if self.render_mode is None:
             gymnasium.logger.warn(f"render_mode: got None, expected one of {self.metadata['render_modes']}")
             return None
@@ -225,9 +214,7 @@ class VectorEnv(vector.VectorEnv[Arrays, np.ndarray, np.ndarray]):
         rows = chosen.nonzero()[:, 0]
         problems = self.draw(self._number[rows])
         old, new = (self._problems, self._state), (problems, self.env.reset(problems))
-        self._problems, self._state = tree_map(
-            lambda all_of_them, begun: all_of_them.index_copy(0, rows, begun), old, new
-        )
+        self._problems, self._state = tree_map(lambda whole, begun: whole.index_copy(0, rows, begun), old, new)
         self._previous = self._previous.masked_fill(chosen, PADDING)
         self._actions.masked_fill_(chosen[:, None], PADDING)
         self._number = (self._number + chosen) % 2**BITS_OF_NUMBERS
@@ -239,13 +226,8 @@ class VectorEnv(vector.VectorEnv[Arrays, np.ndarray, np.ndarray]):
 
     def _infos(self) -> dict[str, Any]:
         """What Gymnasium makes of the infos of single environments: each name with a mask of where it is set."""
-        everyone = np.ones(self.num_envs, dtype=np.bool_)
-        return {
-            "action_mask": self.action_masks().astype(np.int8),
-            "_action_mask": everyone,
-            "is_success": self._solved.numpy(),
-            "_is_success": everyone.copy(),
-        }
+        infos = {"action_mask": self.action_masks().astype(np.int8), "is_success": self._solved.numpy()}
+        return infos | {f"_{name}": np.ones(self.num_envs, dtype=np.bool_) for name in infos}
 
     def _final(self, ended: np.ndarray) -> dict[str, Any]:
         """The observations and infos that episodes end with, where ``ended`` (bool ``[N]``) is true."""
@@ -262,25 +244,21 @@ class SingleEnv(gymnasium.Env[Arrays, np.int64]):
     """One episode at a time of any environment; see ``VectorEnv`` for options, observations, rewards and infos.
 
     After the end of an episode nothing changes, until it is reset.
+
+    Args:
+        env: The environment, or a ``VectorEnv`` of one episode, which does not begin the next one by itself.
     """
 
     metadata = VectorEnv.metadata
 
-    def __init__(self, env: Env, **options: Any) -> None:
-        self._show(VectorEnv(env, autoreset_mode=AutoresetMode.DISABLED, **options))
-
-    def _show(self, batch: VectorEnv) -> None:
-        """Be the one episode of a batch."""
+    def __init__(self, env: Env | VectorEnv, **options: Any) -> None:
+        mode = AutoresetMode.DISABLED
+        batch = env if isinstance(env, VectorEnv) else VectorEnv(env, autoreset_mode=mode, **options)
         self._batch, self.render_mode, self.action_names = batch, batch.render_mode, batch.action_names
         self.observation_space, self.action_space = batch.single_observation_space, batch.single_action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
-        """Begin a new episode.
-
-        Args:
-            seed: Where the sequence of problems begins; without it it goes on.
-            options: None that mean anything.
-        """
+        """Begin a new episode; ``seed`` says where the sequence of problems begins, and without it it goes on."""
         super().reset(seed=seed)
         observation, infos = map(_first, self._batch.reset(seed=seed))
         return observation, infos
@@ -301,8 +279,7 @@ class SingleEnv(gymnasium.Env[Arrays, np.int64]):
 
     def action_masks(self) -> np.ndarray:
         """Which actions may be taken, bool ``[A]``; sb3-contrib's ``MaskablePPO`` asks for it by this name."""
-        mask: np.ndarray = self._batch.action_masks()[0]
-        return mask
+        return np.asarray(self._batch.action_masks()[0])
 
 
 def _first(batch: Any) -> Any:
@@ -312,8 +289,5 @@ def _first(batch: Any) -> Any:
     return batch[0].item() if batch.ndim == 1 else batch[0]
 
 
-gymnasium.register(
-    ID,
-    "toolagent_pl.interop.calculator:Calculator",
-    vector_entry_point="toolagent_pl.interop.calculator:VectorCalculator",
-)
+_ROOM = "toolagent_pl.interop.calculator"
+gymnasium.register(ID, f"{_ROOM}:Calculator", vector_entry_point=f"{_ROOM}:VectorCalculator")

@@ -1,4 +1,4 @@
-"""The calculator as an OpenEnv server: a session for each WebSocket, and a problem for each seed.
+"""The calculator as an OpenEnv server, with a session for each WebSocket, and a problem for each seed.
 
 ``python -m toolagent_pl.interop.openenv --stages E1 E2`` starts one; ``create_app`` makes one for a server of your own.
 """
@@ -50,11 +50,7 @@ class CalculatorState(State):
 
 
 class OpenEnvCalculator(Environment[ToolCall, Report, CalculatorState]):
-    """One session.
-
-    Args:
-        text: What it speaks.
-    """
+    """One session, which speaks what ``text`` says."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
@@ -80,16 +76,12 @@ class OpenEnvCalculator(Environment[ToolCall, Report, CalculatorState]):
         Raises:
             ValueError: If there is no such problem; the session stays as it is.
         """
-        if expression is not None:
-            seed = None
-        elif seed is None:
-            seed = secrets.randbelow(MAX_NUMBER + 1)
-        else:
-            check_whole(seed=seed)
-        said = self._text.reset(number=seed, stage=stage, expression=expression)
-        self._state = CalculatorState(
-            episode_id=episode_id, expression=self._text._expression, stage=self._text._stage, seed=seed
-        )
+        check_whole(seed=seed)
+        drawn = secrets.randbelow(MAX_NUMBER + 1) if seed is None else seed
+        number, text = None if expression is not None else drawn, self._text
+        said = text.reset(number=number, stage=stage, expression=expression)
+        problem = {"expression": text._expression, "stage": text._stage, "seed": number}
+        self._state = CalculatorState(episode_id=episode_id, **problem)
         return Report(text=said)
 
     def step(self, action: ToolCall, timeout_s: float | None = None) -> Report:
@@ -98,11 +90,12 @@ class OpenEnvCalculator(Environment[ToolCall, Report, CalculatorState]):
         Raises:
             ValueError: If there is no such tool, or the episode is over; the session stays as it is.
         """
-        if action.tool not in self._text._tools:
-            raise ValueError(f"tool: got {action.tool!r}, expected {', '.join(self._text._tools)}")
-        said = self._text._call(self._text._tools[action.tool])
+        text = self._text
+        if action.tool not in text._tools:
+            raise ValueError(f"tool: got {action.tool!r}, expected {', '.join(text._tools)}")
+        said = text._call(text._tools[action.tool])
         self._state.step_count += 1
-        return Report(text=said, reward=self._text.reward, done=self._text.done)
+        return Report(text=said, reward=text.reward, done=text.done)
 
     # A call takes microseconds: to hand it to a thread, as is done without these, takes longer.
     async def reset_async(self, **arguments: Any) -> Report:
@@ -149,9 +142,8 @@ def create_app(text: type[TextCalculator] | None = None, max_sessions: int = 64)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(
-        prog="python -m toolagent_pl.interop.openenv", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    with_defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser("python -m toolagent_pl.interop.openenv", formatter_class=with_defaults)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from elsewhere")
     parser.add_argument("--port", type=int, default=8000, help="0 for any that is free")
     parser.add_argument("--max_sessions", type=int, default=64, help="most sessions at a time")

@@ -17,11 +17,9 @@ class BatchVecEnv(VecEnv):
     """A vector environment of Gymnasium, stepped as the batch that it is, as Stable-Baselines3 wants it.
 
     It gives what ``DummyVecEnv`` makes of single environments: infos have ``TimeLimit.truncated``, and at the end of an
-    episode ``terminal_observation``; ``seed(s)`` seeds environment ``i`` with ``s + i``. Wrap it in ``VecMonitor`` for
-    returns and lengths of episodes in the log.
-
-    Methods and attributes that Stable-Baselines3 asks single environments for are those of the batch, and a method
-    returns a row for each: ``env_method("action_masks")`` is what sb3-contrib's ``MaskablePPO`` asks.
+    episode ``terminal_observation``; ``seed(s)`` seeds environment ``i`` with ``s + i``. ``VecMonitor`` around it logs
+    returns and lengths of episodes. Attributes are those of the batch, and methods return a row for each environment,
+    as ``env_method("action_masks")``, which sb3-contrib's ``MaskablePPO`` asks.
 
     Args:
         env: One that begins a new episode in the step that ends one, ``autoreset_mode="SameStep"``.
@@ -45,20 +43,18 @@ class BatchVecEnv(VecEnv):
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Take note of the actions, of which there is one for each environment."""
+        """Take note of the actions."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
         """Take them."""
         observation, reward, terminated, truncated, found = self.env.step(self._actions)
-        done, cut = terminated | truncated, (truncated & ~terminated).tolist()
-        infos = self._infos(found)
-        if done.any():
-            ends = self._infos(found["final_info"])
-            for i in done.nonzero()[0].tolist():
-                self.reset_infos[i], infos[i] = infos[i], {**ends[i], "terminal_observation": found["final_obs"][i]}
-        for info, one in zip(infos, cut, strict=True):
-            info["TimeLimit.truncated"] = one
+        done, infos = terminated | truncated, self._infos(found)
+        ends = self._infos(found["final_info"]) if done.any() else []
+        for i in done.nonzero()[0].tolist():
+            self.reset_infos[i], infos[i] = infos[i], {**ends[i], "terminal_observation": found["final_obs"][i]}
+        for info, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
+            info["TimeLimit.truncated"] = cut
         return observation, reward.astype(np.float32), done, infos
 
     def _infos(self, found: dict[str, Any]) -> list[dict[str, Any]]:

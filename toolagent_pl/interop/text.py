@@ -1,26 +1,25 @@
 """The calculator for language models: problems and reports are texts, and each tool is a method that a model calls.
 
-``text_calculator`` makes a class of the form that TRL's ``environment_factory`` takes; nothing but this package is
-needed for it. ``prompt`` and ``dataset`` stand beside the class, whose every public method but ``reset`` is a tool.
+``text_calculator`` makes a class of the form that TRL's ``environment_factory`` takes, whose every public method but
+``reset`` is a tool; ``prompt`` and ``dataset`` stand beside it.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from numbers import Integral
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from toolagent_pl.envs.calculator.env import CalculatorEnv, Feedback
 from toolagent_pl.envs.calculator.expression import parse, reference_plan, text_of
 from toolagent_pl.envs.calculator.problems import Problems
-from toolagent_pl.envs.calculator.single import SingleCalculator, SingleProblem, single_problems
+from toolagent_pl.envs.calculator.single import SingleCalculator, SingleProblem, by_number, single_problem
 from toolagent_pl.envs.calculator.stages import Stage
-from toolagent_pl.envs.calculator.tools import Tool
 from toolagent_pl.rl.random_numbers import Purpose, random_below
 
 MAX_NUMBER = 2**55 - 1
-BLOCK, BLOCKS = 64, 64  # problems that are made at a time, which takes as long as one; and how many times that are kept
+BLOCKS = 32  # of problems that are kept: those of a group of samples, and rows that follow one another, are made once
 METHODS = {"MUL": "multiply", "ADD": "add", "SUB": "subtract", "ANS": "answer", "STO": "store", "RCL": "recall"}
 RULES = {
     "STO": "Push the accumulator onto the memory, a stack, and empty it; if it is empty, push the next operand.",
@@ -32,8 +31,7 @@ Work out an expression by calling tools that take no arguments, one at a time. T
 order in which they are written, and each is taken once. An accumulator holds a result, a memory others. An operator \
 joins the recalled left operand and the accumulator; without one, the accumulator and the next operand; if the \
 accumulator is empty, the next two operands. Until a recalled left operand is used, store and recall do not apply. A \
-call that does not \
-apply changes nothing, but counts."""
+call that does not apply changes nothing, but counts."""
 
 
 class TextCalculator:
@@ -47,7 +45,7 @@ class TextCalculator:
     _env: ClassVar[CalculatorEnv]
     _values: ClassVar[bool]
     _tools: ClassVar[dict[str, int]]  # actions by the names of the methods
-    _block: ClassVar[Callable[[int, int | None, int], list[SingleProblem]]]
+    _problem: ClassVar[Callable[[int, int | None, int], SingleProblem]]  # of a number, a stage and a seed
 
     def __init__(self) -> None:
         self.reward, self.done = 0.0, True
@@ -70,30 +68,23 @@ class TextCalculator:
             expression: A problem of your own, in place of a number.
             columns: Others, which mean nothing here.
 
-        Returns:
-            The problem, and what the tools report before the first call.
-
         Raises:
             ValueError: If there is no such problem.
         """
-        self._calculator.reset(self._find(number, stage, seed, expression))
-        self.reward, self.done = 0.0, False
-        problem = self._calculator.problem
-        return f"Expression: {self._expression}\nCalls: at most {problem.limit}\n{self._report()}"
-
-    @classmethod
-    def _find(cls, number: int | None, stage: str | None, seed: int, expression: str | None) -> SingleProblem:
-        env = cls._env
-        if expression is not None:
-            problems = Problems.from_expressions([expression], env.vocabulary.tools, minimal_brackets=True)
-            return single_problems(env, problems)[0]
-        if number is None:
-            raise ValueError("number: got none, expected one, or an expression")
+        env = self._env
         check_whole(number=number)
-        if stage is not None and stage not in env.stages:
+        if expression is not None:
+            problem = single_problem(env, expression)
+        elif number is None:
+            raise ValueError("number: got none, expected one, or an expression")
+        elif stage not in (None, *env.stages):
             raise ValueError(f"stage: got {stage!r}, expected {', '.join(env.stages)}")
-        block = cls._block(int(number) // BLOCK, None if stage is None else env.stages.index(stage), int(seed))
-        return block[int(number) % BLOCK]
+        else:
+            position = None if stage is None else env.stages.index(stage)
+            problem = type(self)._problem(int(number), position, int(seed))
+        self._calculator.reset(problem)
+        self.reward, self.done = 0.0, False
+        return f"Expression: {self._expression}\nCalls: at most {problem.limit}\n{self._report()}"
 
     @property
     def _expression(self) -> str:
@@ -119,7 +110,7 @@ class TextCalculator:
     @property
     def _number(self) -> str:
         value = self._calculator.accumulator
-        return "empty" if value is None else str(value.number)
+        return str(value.number) if value else "empty"
 
     def _report(self) -> str:
         """What the tools report, as much of it as the feedback has; flags and positions are those of all others."""
@@ -141,13 +132,13 @@ class TextCalculator:
 
 
 def check_whole(**numbers: Any) -> None:
-    """Refuse what is not the number of a problem: it may come from a data set, or over a network.
+    """Refuse what is not the number of a problem, from a data set or over a network; None is accepted.
 
     Raises:
         ValueError: Names the number.
     """
     for name, number in numbers.items():
-        if not isinstance(number, Integral) or not 0 <= int(number) <= MAX_NUMBER:
+        if not (number is None or (isinstance(number, Integral) and 0 <= int(number) <= MAX_NUMBER)):
             raise ValueError(f"{name}: got {number!r}, expected a whole number from 0 to {MAX_NUMBER}")
 
 
@@ -156,10 +147,8 @@ def text_calculator(
     *,
     held_out: bool = False,
     feedback: Feedback = "flags",
-    max_steps: int | Literal["auto"] = "auto",
-    memory_depth: int = 8,
-    tools: Sequence[str | Tool] = ("MUL", "ADD", "SUB"),
     values: bool = True,
+    **options: Any,
 ) -> type[TextCalculator]:
     """A class of text environments with these problems, and a method for each tool, such as ``multiply``.
 
@@ -167,31 +156,28 @@ def text_calculator(
         stages: That problems are drawn from, each as likely as the others.
         held_out: Draw from the tenth of all problems that is never drawn without it.
         feedback: What the tools report: ``none``, ``flags``, ``position`` or ``spans``; see ``CalculatorEnv``.
-        max_steps: Calls after which an episode is over; ``auto`` for three an operator and three more.
-        memory_depth: Most values in memory.
-        tools: What expressions are made of; one of your own is called by its name in small letters.
         values: Report the value of the accumulator.
+        options: ``max_steps``, ``memory_depth``, ``tools`` of ``CalculatorEnv``; a tool of your own is called by its
+            name in small letters.
 
     Raises:
         ValueError: If an option is out of range, or tools cannot be told from one another or from ``reset``.
     """
-    env = CalculatorEnv(stages, tools=tools, max_steps=max_steps, memory_depth=memory_depth, feedback=feedback)
+    env = CalculatorEnv(stages, feedback=feedback, **options)
     env.check()
     names = [METHODS.get(name, name.lower()) for name in env.actions]
     if len({*names, "reset", "reward", "done"}) < len(names) + 3 or any(name.startswith("_") for name in names):
         raise ValueError(f"tools: got methods {', '.join(names)}, expected names that differ, and from reset")
 
-    @lru_cache(BLOCKS)  # the samples of a group, and rows that follow one another, have their problems made once
-    def block(position: int, stage: int | None, seed: int) -> list[SingleProblem]:
-        number = torch.arange(position * BLOCK, (position + 1) * BLOCK)
+    def draw(number: Tensor, stage: int | None, seed: int) -> Problems:
         drawn = random_below(seed, Purpose.STAGE, number, torch.tensor(len(env.stages)))
         stages = drawn if stage is None else torch.full_like(number, stage)
-        return single_problems(env, env.problems(number, stages, seed, held_out=held_out))
+        return env.problems(number, stages, seed, held_out=held_out)
 
     methods = {name: _method(name, action, _rule(env, action)) for action, name in enumerate(names)}
-    options = {"_env": env, "_values": values, "_block": staticmethod(block)}
-    options["_tools"] = {name: action for action, name in enumerate(names)}
-    return type("TextCalculator", (TextCalculator,), {"__doc__": TextCalculator.__doc__, **options, **methods})
+    told = {"_env": env, "_values": values, "_problem": staticmethod(by_number(env, draw, BLOCKS))}
+    told |= {"_tools": {name: action for action, name in enumerate(names)}, "__doc__": TextCalculator.__doc__}
+    return type("TextCalculator", (TextCalculator,), {**told, **methods})
 
 
 def _rule(env: CalculatorEnv, action: int) -> str:
@@ -224,16 +210,13 @@ def dataset(environment: type[TextCalculator], count: int, seed: int = 0, first:
     """Rows of a data set, as in ``datasets.Dataset.from_list(dataset(...))``: a prompt, and what ``reset`` takes.
 
     Args:
-        environment: Whose problems these are.
-        count: How many.
+        environment: Whose problems these are, ``count`` from number ``first`` on.
         seed: Of the run that has these problems, from 0 to 2^56 - 1.
-        first: Number of the first one.
     """
     message = {"role": "user", "content": prompt(environment)}
-    found = [environment._find(number, None, seed, None) for number in range(first, first + count)]
-    stages = [environment._env.stage_name(problem.stage) for problem in found]
-    rows = enumerate(stages, first)
-    return [{"prompt": [message], "number": number, "stage": stage, "seed": seed} for number, stage in rows]
+    found = [environment._problem(number, None, seed) for number in range(first, first + count)]
+    stage = environment._env.stage_name
+    return [{"prompt": [message], "number": one.number, "stage": stage(one.stage), "seed": seed} for one in found]
 
 
 def reference_calls(episode: TextCalculator) -> list[str]:

@@ -9,13 +9,14 @@ from tests.reference import ARITHMETIC, Calculator, padded
 from tests.strategies import MAX_TOKEN, WITH_MAX, expressions_with_max, expressions_with_plans, random_plans
 from toolagent_pl import CalculatorEnv, Problems
 from toolagent_pl.envs.calculator.stages import Stage
-from toolagent_pl.envs.calculator.tools import TOOLS, Token, Vocabulary
+from toolagent_pl.envs.calculator.tools import Token, Vocabulary
 from toolagent_pl.rl.env import PADDING, execute
 
 MUL, ADD, SUB, ANS, STO, RCL = Token.MUL, Token.ADD, Token.SUB, Token.ANS, Token.STO, Token.RCL
 batches = st.lists(expressions_with_plans(), min_size=1, max_size=12)
 limits = st.none() | st.integers(1, 12) | st.just("auto")
 depths = st.integers(1, 3) | st.just(8)
+WIDTHS = {"none": (0, 0), "flags": (4, 0), "position": (4, 1), "spans": (4, 4)}
 
 
 def run(text, *plan, max_steps=None, **options):
@@ -44,9 +45,9 @@ def assert_same_as_slow(env, texts, plans, tools=ARITHMETIC):
             assert state.valued[row] == (slow.value is not None)
             assert (state.terminated[row], state.truncated[row]) == (slow.answered, slow.truncated)
             assert (state.steps[row], state.noops[row], state.applied[row]) == (slow.steps, slow.noops, slow.applied)
-            observed = env.observe(state)
-            assert observed.flags[row].tolist() == slow.flags[: env.flags]
-            assert observed.positions[row].tolist() == where.held[: env.positions]
+            observed, (flags, positions) = env.observe(state), WIDTHS[env.feedback]
+            assert observed.flags[row].tolist() == slow.flags[:flags]
+            assert observed.positions[row].tolist() == where.held[:positions]
         answered = slow.answered and slow.value is not None
         assert (outcome.answered[row], outcome.valued[row]) == (slow.answered, answered)
         assert outcome.answer[row] == (slow.value if answered else 0)
@@ -54,7 +55,7 @@ def assert_same_as_slow(env, texts, plans, tools=ARITHMETIC):
         assert outcome.steps[row] == slow.steps
 
 
-@given(batches, limits, depths, st.sampled_from(["none", "flags", "position", "spans"]))
+@given(batches, limits, depths, st.sampled_from([*WIDTHS]))
 def test_every_step_is_that_of_the_slow_calculator(batch, max_steps, memory_depth, feedback):
     assert_same_as_slow(
         CalculatorEnv(max_steps=max_steps, memory_depth=memory_depth, feedback=feedback), *zip(*batch, strict=True)
@@ -94,13 +95,9 @@ def test_padding_takes_no_step_wherever_it_stands(case, data):
     assert run(text, *with_padding, ANS) == run(text, *without, ANS)
 
 
-@pytest.mark.parametrize(
-    ("tools", "token"),
-    [(tools, token) for tools in (TOOLS, WITH_MAX) for token in (Token.D7, Token.CTX, Token.EOS, Token.CLOSE)]
-    + [(TOOLS, 20), (TOOLS, 2**40), (WITH_MAX, 21), (WITH_MAX, 2**40)],  # beyond the vocabulary
-)
-def test_what_is_no_call_takes_a_step_and_changes_nothing(tools, token):
-    env, problems = CalculatorEnv(tools=tools), Problems.from_expressions(["3-7"], tools)
+@pytest.mark.parametrize("token", [Token.D7, Token.CTX, Token.EOS, Token.CLOSE, 21, 2**40])  # the last are no tokens
+def test_what_is_no_call_takes_a_step_and_changes_nothing(token):
+    env, problems = CalculatorEnv(tools=WITH_MAX), Problems.from_expressions(["3-7"], WITH_MAX)
     if token < env.vocabulary.size:
         _, after = execute(env.with_all_tokens(), problems, torch.tensor([[token]]))
         assert (after.steps.item(), after.noops.item(), after.applied.item()) == (1, 1, False)
@@ -141,17 +138,13 @@ def test_operands_keep_their_sides():
     assert run("9-(2*3)", SUB, MUL, ANS).answer == 21
 
 
-def test_memory_holds_eight_values():
+def test_memory_holds_eight_values_or_as_many_as_asked_for():
+    plan = [STO, STO, MUL, RCL, SUB, RCL, SUB, ANS]
+    assert [run("1-(2-(3*4))", *plan, memory_depth=depth).correct for depth in (1, 2, 64)] == [False, True, True]
     # A ninth STO does nothing, so 128 comes back first; then 64-128, 32-(64-128) and so on.
     outcome = run("3-2-4-8-16-32-64-128-256", *[STO] * 9, RCL, *[RCL, SUB] * 6, RCL, MUL, ANS)
     assert outcome.answer == eval("3*(2-(4-(8-(16-(32-(64-128))))))")
     assert not outcome.correct
-
-
-@pytest.mark.parametrize(("memory_depth", "solved"), [(1, False), (2, True), (64, True)])
-def test_memory_is_as_deep_as_asked_for(memory_depth, solved):
-    plan = [STO, STO, MUL, RCL, SUB, RCL, SUB, ANS]
-    assert run("1-(2-(3*4))", *plan, memory_depth=memory_depth).correct == solved
 
 
 def test_nothing_is_stored_or_recalled_while_a_left_operand_waits():
@@ -178,57 +171,26 @@ def test_the_automatic_limit_is_that_of_each_problem():
     assert final.steps.tolist() == [3, 6, 12]
     assert final.truncated.all()
     assert not final.terminated.any()
-    assert env.horizon(problems) == 12
-
-
-def test_a_horizon_is_asked_of_an_environment_with_a_limit():
-    problems = Problems.from_expressions(["1+2"])
-    assert CalculatorEnv(max_steps=9).horizon(problems) == 9
+    assert (env.horizon(problems), CalculatorEnv(max_steps=9).horizon(problems)) == (12, 9)
     with pytest.raises(ValueError, match=r"^max_steps: got null"):
         CalculatorEnv(max_steps=None).horizon(problems)
-
-
-@pytest.mark.parametrize(
-    ("feedback", "flags", "positions"), [("none", 0, 0), ("flags", 4, 0), ("position", 4, 1), ("spans", 4, 4)]
-)
-def test_feedback_is_as_wide_as_an_agent_is_told(feedback, flags, positions):
-    env, problems = CalculatorEnv(feedback=feedback), Problems.from_expressions(["1+2", "3*4-5"])
-    observation = env.observe(env.reset(problems))
-    assert observation.flags.shape == (2, flags)
-    assert observation.flags.dtype == torch.float32
-    assert observation.positions.shape == (2, positions)
-    assert observation.positions.dtype == torch.int64
-    assert (env.flags, env.positions) == (flags, positions)
 
 
 def test_large_values_are_exact():
     assert run("3037000499*3037000499", MUL, ANS).answer == 3037000499**2
 
 
-@pytest.mark.parametrize(
-    "actions",
-    [torch.zeros(2, 3, dtype=torch.int64), torch.zeros(1, 3), torch.zeros(3, dtype=torch.int64)],
-    ids=["rows", "type", "dimensions"],
-)
-def test_actions_that_do_not_fit_are_refused(actions):
-    with pytest.raises(ValueError, match=r"^actions: got .*expected int64 of shape \[1, steps\]"):
-        CalculatorEnv().run(Problems.from_expressions(["1+2"]), actions)
+def test_actions_that_do_not_fit_are_refused():
+    for shape, dtype in (((2, 3), torch.int64), ((1, 3), torch.float32), ((3,), torch.int64)):
+        with pytest.raises(ValueError, match=r"^actions: got .*expected int64 of shape \[1, steps\]"):
+            CalculatorEnv().run(Problems.from_expressions(["1+2"]), torch.zeros(shape, dtype=dtype))
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("max_steps", 0),
-        ("max_steps", -1),
-        ("max_steps", 1025),
-        ("memory_depth", 0),
-        ("memory_depth", 65),
-        ("feedback", "all"),
-    ],
-)
-def test_options_out_of_range_are_named(option, value):
-    with pytest.raises(ValueError, match=rf"^{option}: got {value}, expected"):
-        CalculatorEnv(**{option: value})
+def test_options_out_of_range_are_named():
+    for option, values in (("max_steps", (0, -1, 1025)), ("memory_depth", (0, 65)), ("feedback", ("all",))):
+        for value in values:
+            with pytest.raises(ValueError, match=rf"^{option}: got {value}, expected"):
+                CalculatorEnv(**{option: value})
 
 
 @pytest.mark.parametrize(

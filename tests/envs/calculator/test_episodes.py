@@ -11,16 +11,15 @@ from toolagent_pl.envs.calculator import Reader
 from toolagent_pl.envs.calculator.tools import Token
 from toolagent_pl.rl import collect
 
-NAMES = ["MUL", "ADD", "SUB", "ANS", "STO", "RCL", "7"]
+NAMES = ["MUL", "ADD", "SUB", "ANS", "STO", "RCL", "7", "MAX"]
 
 
-def played(texts, plans, tools=WITH_MAX[:3], feedback="spans"):
+def played(texts, plans, feedback="spans"):
     """Episodes in which these plans, of names, are carried out."""
-    names = NAMES if tools == WITH_MAX[:3] else [*NAMES, "MAX"]
-    env = CalculatorEnv(["T0"], tools=tools, actions=names, max_steps=max(map(len, plans)), feedback=feedback)
-    problems = Problems.from_expressions(texts, tools)
+    env = CalculatorEnv(["T0"], tools=WITH_MAX, actions=NAMES, max_steps=max(map(len, plans)), feedback=feedback)
+    problems = Problems.from_expressions(texts, WITH_MAX)
     problems = problems._replace(stage=problems.stage + 1)
-    rows = [[names.index(name) for name in plan] + [3] * (env.max_steps - len(plan)) for plan in plans]
+    rows = [[NAMES.index(name) for name in plan] + [3] * (env.max_steps - len(plan)) for plan in plans]
     return env.episodes(collect(Reader(env), env, problems, actions=torch.tensor(rows).T))
 
 
@@ -44,20 +43,14 @@ def test_an_episode_says_what_was_asked_done_and_answered():
     assert str(none) == "8-5 = 3: ADD=13 7=13 STO=- RCL=13 MUL=13 -> no answer, wrong"
 
 
-def test_to_answer_with_nothing_is_no_answer():
-    (episode,) = played(["1-1"], [["ANS"]])
-    assert (episode.answer, episode.values, episode.solved, episode.stage) == (None, [None], False, "T0")
-    assert str(episode) == "1-1 = 0: ANS -> no answer, wrong"
-
-
-def test_a_zero_is_a_value():
-    (episode,) = played(["1-1"], [["SUB", "ANS"]], feedback="none")
-    assert (episode.values, episode.answer, episode.solved, episode.positions) == ([0, 0], 0, True, [[], []])
-
-
-def test_a_tool_of_ones_own_is_named():
-    (episode,) = played(["max(3,7)-2"], [["MAX", "SUB", "ANS"]], tools=WITH_MAX)
-    assert str(episode) == "3 max 7-2 = 5: MAX=7 SUB=5 ANS -> 5, right"
+def test_to_answer_with_nothing_is_no_answer_and_a_zero_is_a_value():
+    nothing, zero, own = played(
+        ["1-1", "1-1", "max(3,7)-2"], [["ANS"], ["SUB", "ANS"], ["MAX", "SUB", "ANS"]], feedback="none"
+    )
+    assert (nothing.answer, nothing.values, nothing.solved, nothing.stage) == (None, [None], False, "T0")
+    assert str(nothing) == "1-1 = 0: ANS -> no answer, wrong"
+    assert (zero.values, zero.answer, zero.solved, zero.positions) == ([0, 0], 0, True, [[], []])
+    assert str(own) == "3 max 7-2 = 5: MAX=7 SUB=5 ANS -> 5, right"
 
 
 def test_what_an_agent_did_is_what_is_told():

@@ -4,19 +4,17 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.reference import Calculator
 from tests.strategies import MAX_TOKEN, PLAIN, WITH_MAX, expressions, expressions_with_max, random_plans
 from toolagent_pl import CalculatorEnv, Problems
-from toolagent_pl.envs.calculator.expression import magnitude_bound, parse, reference_plan, text_of
+from toolagent_pl.envs.calculator.expression import ExpressionError, parse, reference_plan, text_of
 from toolagent_pl.envs.calculator.tools import Token, Vocabulary
 from toolagent_pl.rl.env import execute, select
 
-MUL, ADD, SUB, CTX, EOS, OPEN, CLOSE = (
-    Token.MUL, Token.ADD, Token.SUB, Token.CTX, Token.EOS, Token.OPEN, Token.CLOSE
-)  # fmt: skip
+MUL, ADD, SUB, CTX, EOS, OPEN, CLOSE = map(Token, (11, 12, 13, 10, 17, 18, 19))
 INT64_MAX = 2**63 - 1
 
 
@@ -80,24 +78,19 @@ def test_prompts_are_as_written_or_with_as_few_brackets_as_possible():
         assert torch.equal(getattr(written, name), getattr(minimal, name))
 
 
-def pairs_of_brackets(tokens):
-    waiting = []
-    for i, token in enumerate(tokens):
-        if token == OPEN:
-            waiting.append(i)
-        elif token == CLOSE:
-            yield waiting.pop(), i
-
-
 @given(expressions_with_max)
 def test_no_bracket_of_a_minimal_prompt_can_be_left_out(text):
-    vocabulary = Vocabulary(WITH_MAX)
+    vocabulary, waiting = Vocabulary(WITH_MAX), []
     prompt = Problems.from_expressions([text], WITH_MAX, minimal_brackets=True).prompt[0].tolist()
     expression = parse(text, vocabulary)
     assert parse(text_of(prompt, vocabulary), vocabulary) == expression
-    for pair in pairs_of_brackets(prompt):
-        without = [token for i, token in enumerate(prompt) if i not in pair]
-        assert parse(text_of(without, vocabulary), vocabulary) != expression
+    for i, token in enumerate(prompt):
+        if token == OPEN:
+            waiting.append(i)
+        elif token == CLOSE:
+            pair = waiting.pop(), i
+            without = [token for k, token in enumerate(prompt) if k not in pair]
+            assert parse(text_of(without, vocabulary), vocabulary) != expression
 
 
 @given(expressions_with_max)
@@ -109,18 +102,8 @@ def test_a_tool_of_ones_own_has_its_token_and_value(text):
 
 def test_a_call_is_prompted_between_its_operands():
     problems = Problems.from_expressions(["max(1,max(2,3))-4", "(1 max 2) max 3"], WITH_MAX)
-    assert problems.prompt.tolist() == [
-        [1, MAX_TOKEN, OPEN, 2, MAX_TOKEN, 3, CLOSE, SUB, 4, CTX],
-        [OPEN, 1, MAX_TOKEN, 2, CLOSE, MAX_TOKEN, 3, CTX, EOS, EOS],
-    ]
-    assert [text_of(prompt, Vocabulary(WITH_MAX)) for prompt in problems.prompt.tolist()] == [
-        "1 max (2 max 3)-4", "(1 max 2) max 3",
-    ]  # fmt: skip
-
-
-def highest(plan):
-    """Most values in memory at a time."""
-    return max(itertools.accumulate((action == Token.STO) - (action == Token.RCL) for action in plan))
+    written = [text_of(prompt, Vocabulary(WITH_MAX)) for prompt in problems.prompt.tolist()]
+    assert written == ["1 max (2 max 3)-4", "(1 max 2) max 3"]
 
 
 @given(expressions_with_max)
@@ -130,7 +113,8 @@ def test_the_textbook_plan_is_right_with_just_the_memory_that_it_needs(text):
     plan = reference_plan(tree)
     assert problems.reference_length.item() == len(plan)
     needed = problems.memory_needed.item()
-    assert needed == (highest(plan) if tree else 0)
+    heights = itertools.accumulate((action == Token.STO) - (action == Token.RCL) for action in plan)
+    assert needed == (max(heights) if tree else 0)
     outcome = CalculatorEnv(memory_depth=max(needed, 1), tools=WITH_MAX).run(problems, torch.tensor([plan]))
     assert outcome.correct.item()
     assert outcome.steps.item() == len(plan)
@@ -148,29 +132,10 @@ def test_select_keeps_rows_together():
     assert select(problems, slice(1, None)).target.tolist() == [12, 4]
 
 
-@given(st.text("0123abx*+-() _.,", max_size=12))
-def test_any_text_is_read_or_refused_by_name(text):
-    refused = ""
-    try:
-        problems = Problems.from_expressions([text])
-    except ValueError as error:
-        refused = str(error)
-    if refused:
-        assert repr(text) in refused
-    else:
-        assert problems.target.item() == slow_value(text)
-
-
-def slow_value(text):
-    """Python's value; it reads no numbers that begin with a 0."""
-    numbers = "".join(c if c.isdigit() else f" {c} " for c in text).split(" ")
-    return eval("".join(str(int(part)) if part.isdigit() else part for part in numbers))
-
-
-@pytest.mark.parametrize("expressions", [[], "1+2"])
-def test_a_list_of_expressions_is_asked_for(expressions):
-    with pytest.raises(ValueError, match="expected a non-empty list of strings"):
-        Problems.from_expressions(expressions)
+def test_a_list_of_expressions_is_asked_for():
+    for wrong in ([], "1+2"):
+        with pytest.raises(ValueError, match="expected a non-empty list of strings"):
+            Problems.from_expressions(wrong)
 
 
 @pytest.mark.parametrize(
@@ -208,9 +173,8 @@ def large_expressions(draw, depth=3):
 def test_no_plan_leaves_int64_on_a_problem_that_is_accepted(text, plan):
     try:
         problems = Problems.from_expressions([text])
-    except ValueError as error:
-        assume("might not fit" not in str(error))
-        raise
+    except ExpressionError:
+        return
     assert problems.target.item() == eval(text)
     exact = Calculator(problems.operands[0, : problems.length[0]].tolist())
     env = CalculatorEnv(max_steps=None).with_all_tokens()
@@ -220,17 +184,6 @@ def test_no_plan_leaves_int64_on_a_problem_that_is_accepted(text, plan):
         values = [exact.value or 0, exact.left or 0, *exact.memory]
         assert all(abs(value) <= INT64_MAX for value in values)
         assert state.value.item() == values[0]
-
-
-@given(st.lists(large, min_size=1, max_size=6), st.data())
-def test_the_bound_holds_for_any_order_of_any_operators(operands, data):
-    bound = magnitude_bound(operands)
-    values = list(operands)
-    while len(values) > 1:  # join any two, as no environment could do better
-        left = values.pop(data.draw(st.integers(0, len(values) - 1)))
-        right = values.pop(data.draw(st.integers(0, len(values) - 1)))
-        values.append(data.draw(st.sampled_from([left * right, left + right, left - right])))
-        assert abs(values[-1]) <= bound
 
 
 def test_values_of_63_bits_are_exact():

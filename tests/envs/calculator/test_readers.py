@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from tests.strategies import WITH_MAX
 from toolagent_pl.envs.calculator.env import CalculatorEnv
 from toolagent_pl.envs.calculator.problems import Problems
 from toolagent_pl.envs.calculator.reader import Reader
-from toolagent_pl.envs.calculator.tools import TOOLS, Tool
 from toolagent_pl.envs.calculator.transformer import TransformerReader
 from toolagent_pl.rl.agent import Agent
 from toolagent_pl.rl.env import select
@@ -27,7 +27,7 @@ class Masked(CalculatorEnv):
         return self.applies(state)
 
 
-def made(kind: str, env: CalculatorEnv) -> Agent:
+def made(kind, env):
     torch.manual_seed(0)
     agent = KINDS[kind](env)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def made(kind: str, env: CalculatorEnv) -> Agent:
     return agent
 
 
-def drawn(count: int = 60) -> Problems:
+def drawn(count=60):
     number = torch.arange(count)
     return ENV.problems(number, number % 3, 0, held_out=False)
 
@@ -72,11 +72,8 @@ def test_the_company_in_a_batch_does_not_matter(kind, feedback):
     together = collect(agent, env, problems, seed=1)
     shortest = select(problems, slice(0, 60, 3))  # T0: their prompts and tapes are padded in the whole batch
     length, numbers = int(shortest.prompt_length.max()), int(shortest.length.max())
-    cut = shortest._replace(
-        prompt=shortest.prompt[:, :length],
-        operands=shortest.operands[:, :numbers],
-        positions=shortest.positions[:, :numbers],
-    )
+    tape = {"operands": shortest.operands[:, :numbers], "positions": shortest.positions[:, :numbers]}
+    cut = shortest._replace(prompt=shortest.prompt[:, :length], **tape)
     alone = collect(agent, env, cut, seed=1)
     steps = len(alone.mask)
     assert torch.equal(alone.mask, together.mask[:steps, ::3])
@@ -86,10 +83,8 @@ def test_the_company_in_a_batch_does_not_matter(kind, feedback):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_reported_matters(kind):
-    env = ENV
-    agent = made(kind, env)
-    problems = Problems.from_expressions(["1-(2-3)", "1-2-3"])
-    observation = env.observe(env.reset(problems))
+    agent, problems = made(kind, ENV), Problems.from_expressions(["1-(2-3)", "1-2-3"])
+    observation = ENV.observe(ENV.reset(problems))
     previous = torch.tensor([-1, -1])
     policy, _ = agent.decode(agent.prefill(problems), previous, observation)
     moved = observation._replace(positions=observation.positions.masked_fill(observation.positions == 0, 2))
@@ -101,10 +96,9 @@ def test_what_is_reported_matters(kind):
 @pytest.mark.parametrize("feedback", ["none", "flags", "position", "spans"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_feedback_and_tools_of_ones_own_can_be_read(kind, feedback):
-    tools = (*TOOLS, Tool("MAX", "max", 3, torch.maximum))
-    env = CalculatorEnv(["E2"], feedback=feedback, tools=tools)
+    env = CalculatorEnv(["E2"], feedback=feedback, tools=WITH_MAX)
     agent = KINDS[kind](env)
-    problems = Problems.from_expressions(["max(3*4,5)-2", "12+3", "7"], tools)
+    problems = Problems.from_expressions(["max(3*4,5)-2", "12+3", "7"], WITH_MAX)
     rollout = collect(agent, env, problems, seed=0)
     evaluation = agent(rollout)
     (evaluation.log_prob.sum() + evaluation.value.sum()).backward()
@@ -142,16 +136,8 @@ def test_what_tokens_add_to_all_scores_shrinks_to_nothing_unless_it_is_learned()
     assert not agent.depth[~kept].any()
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        (Reader, {"hidden": 0}),
-        (Reader, {"shrink": -1}),
-        (TransformerReader, {"d": 7}),
-        (TransformerReader, {"heads": 3}),
-    ],
-)
-def test_sizes_out_of_range_are_refused(kind, options):
-    ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=f"^{name}: got {value}"):
-        kind(ENV, **options)
+def test_sizes_out_of_range_are_refused():
+    wrong = [(Reader, {"hidden": 0}), (Reader, {"shrink": -1}), (TransformerReader, {"d": 7})]
+    for kind, option in [*wrong, (TransformerReader, {"heads": 3})]:
+        with pytest.raises(ValueError, match=f"^{next(iter(option))}: got {next(iter(option.values()))}"):
+            kind(ENV, **option)

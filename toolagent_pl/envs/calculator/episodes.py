@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from toolagent_pl.envs.calculator.expression import text_of
 from toolagent_pl.rl.env import Episode
@@ -19,8 +21,7 @@ class ArithmeticEpisode(Episode):
         operands: The operands, from left to right.
         target: The right answer.
         values: Accumulator after each call; None where it is empty.
-        positions: Before each call, what the tools report of positions in the prompt; empty lists without such
-            feedback.
+        positions: Before each call, what the tools report of positions in the prompt, which may be nothing.
         answer: The value answered; None where there is none.
         reference_length: Calls of the reference plan.
     """
@@ -35,10 +36,8 @@ class ArithmeticEpisode(Episode):
     @property
     def story(self) -> str:
         """Each call with the accumulator after it, ``-`` where that is empty, and the answer."""
-        calls = [
-            name if name == "ANS" else f"{name}={'-' if value is None else value}"
-            for name, value in zip(self.plan, self.values, strict=True)
-        ]
+        values = ["-" if value is None else str(value) for value in self.values]
+        calls = [name if name == "ANS" else f"{name}={value}" for name, value in zip(self.plan, values, strict=True)]
         return " ".join([*calls, "->", "no answer" if self.answer is None else str(self.answer)])
 
     def __str__(self) -> str:
@@ -54,37 +53,28 @@ def episodes(env: Any, rollout: Rollout, states: Sequence[Any], outcome: Any) ->
         outcome: How the episodes ended.
     """
     problems, longest = rollout.problems, len(states)
-    columns: list[Any] = [
-        problems.stage,
-        problems.prompt,
-        problems.operands,
-        problems.length,
-        problems.target,
-        rollout.actions[:longest].T,
-        torch.stack([state.value for state in states], 1),
-        torch.stack([state.valued for state in states], 1),
-        rollout.observations.positions[:longest].transpose(0, 1),
-        outcome.answer,
-        outcome.valued,
-        outcome.correct,
-        outcome.steps,
-        problems.reference_length,
-    ]
+    columns: dict[str, Tensor] = {
+        **problems._asdict(),
+        **outcome._asdict(),
+        "reference": problems.reference_length,
+        "actions": rollout.actions[:longest].T,
+        "values": torch.stack([state.value for state in states], 1),
+        "has_value": torch.stack([state.valued for state in states], 1),
+        "looked_at": rollout.observations.positions[:longest].transpose(0, 1),
+    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [
         ArithmeticEpisode(
-            stage=env.stage_name(stage),
-            problem=text_of(prompt, env.vocabulary),
-            plan=[env.actions[action] for action in called[:steps]],
-            solved=correct,
-            operands=operands[:length],
-            target=target,
-            values=[value if has else None for value, has in zip(values[:steps], valued[:steps], strict=True)],
-            positions=positions[:steps],
-            answer=answer if answered else None,
-            reference_length=reference,
+            stage=env.stage_name(one.stage),
+            problem=text_of(one.prompt, env.vocabulary),
+            plan=[env.actions[action] for action in one.actions[: one.steps]],
+            solved=one.correct,
+            operands=one.operands[: one.length],
+            target=one.target,
+            values=[value if has else None for value, has in zip(one.values, one.has_value, strict=True)][: one.steps],
+            positions=one.looked_at[: one.steps],
+            answer=one.answer if one.valued else None,
+            reference_length=one.reference,
         )
-        for (
-            stage, prompt, operands, length, target, called, values, valued, positions, answer, answered, correct,
-            steps, reference,
-        ) in zip(*(column.tolist() for column in columns), strict=True)
-    ]  # fmt: skip
+        for one in (SimpleNamespace(**dict(zip(columns, row, strict=True))) for row in rows)
+    ]

@@ -1,13 +1,12 @@
 """Arithmetic expressions over tools: parsing, writing, and the reference plan.
 
-An expression is read from left to right: its operands lie on a tape in the order in which they are written,
-and each of its operators covers a span of that tape.
+The operands of an expression lie on a tape in the order in which they are written, and each of its operators covers a
+span of that tape.
 """
 
 import math
-import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from toolagent_pl.envs.calculator.tools import Token, Vocabulary
 
@@ -46,6 +45,8 @@ class ExpressionError(ValueError):
 def parse(text: str, vocabulary: Vocabulary, *, names: bool = False) -> Expression:
     """Parse with the usual precedence, equals from left to right. The text is never evaluated as a program.
 
+    Operators wait on a stack of its own, so that no depth of brackets is too much.
+
     Args:
         text: Whole numbers, the tools' symbols, brackets and blanks; a tool whose symbol is a word may also be called,
             as in ``max(3,4)``.
@@ -54,122 +55,95 @@ def parse(text: str, vocabulary: Vocabulary, *, names: bool = False) -> Expressi
     Raises:
         ExpressionError: If ``text`` is anything else.
     """
-    parser = _Parser(text, vocabulary, names)
-    return Expression(tuple(parser.leaves), tuple(parser.tree))
 
+    def fail(reason: str) -> NoReturn:
+        expected = " ".join(vocabulary.symbols)
+        raise refused(text, f"{reason}; expected whole numbers, {expected}, and brackets")
 
-class _Parser:
-    """Operator precedence parsing with an explicit stack, so that no depth of brackets is too much."""
-
-    def __init__(self, text: str, vocabulary: Vocabulary, names: bool) -> None:
-        self.text, self.vocabulary = text, vocabulary
-        self.leaves: list[str] = []
-        self.tree: list[Operator] = []
-        # Where the values that wait for an operator begin on the tape; each ends where the next one begins.
-        self._starts: list[int] = []
-        self._pending: list[int] = []  # tokens of operators, OPEN for brackets, and -token for a call of a tool
-        if len(text) > LONGEST_TEXT:
-            self._fail(f"has {len(text)} characters, expected at most {LONGEST_TEXT}")
-        symbols, precedence = vocabulary.symbols, vocabulary.precedences
-        leaves, starts, pending = self.leaves, self._starts, self._pending
-        words = vocabulary.pattern.findall(text.rstrip())
-        operand_expected = True
-        for i, word in enumerate(words):
-            if operand_expected:
-                if (_is_name(word) and word not in symbols) if names else "0" <= word[0] <= "9":
-                    if len(word) > LONGEST_NUMBER:
-                        self._fail(f"a number of {len(word)} digits might not fit into 64 bits")
-                    starts.append(len(leaves))
-                    leaves.append(word)
-                    operand_expected = False
-                elif word == "(":
-                    pending.append(_OPEN)
-                elif word in symbols and word[0].isalpha() and words[i + 1 : i + 2] == ["("]:
-                    pending.append(-symbols[word])  # a call; its bracket comes next
-                else:
-                    self._fail(f"{self._shown(word)} where an operand should be")
-            elif word in symbols:
-                token = symbols[word]
-                while pending and pending[-1] > 0 and precedence[pending[-1]] >= precedence[token]:
-                    self._reduce()
-                pending.append(token)
-                operand_expected = True
-            elif word == ")":
-                self._close()
-            elif word == ",":
-                self._comma()
-                operand_expected = True
-            else:
-                self._fail(f"{self._shown(word)} where an operator should be")
-        if operand_expected:
-            self._fail("ends where an operand should be" if leaves or pending else "is empty")
-        while pending:
-            if pending[-1] == _OPEN:
-                self._fail("a bracket is not closed")
-            self._reduce()
-
-    def _fail(self, reason: str) -> None:
-        symbols = " ".join(tool.symbol for tool in self.vocabulary.tools)
-        raise ExpressionError(
-            f"expression {quoted(self.text)}: {reason}; expected whole numbers, {symbols}, and brackets"
-        )
-
-    @staticmethod
-    def _shown(word: str) -> str:
+    def shown(word: str) -> str:
         return f"got {word!r}" if len(word) <= LONGEST_QUOTE else "got a long word"
 
-    def _reduce(self) -> None:
-        split = self._starts.pop()
-        self.tree.append(Operator(self._pending.pop(), self._starts[-1], split, len(self.leaves)))
+    def join(token: int) -> None:
+        split = starts.pop()
+        tree.append(Operator(token, starts[-1], split, len(leaves)))
 
-    def _until_bracket(self, reason: str) -> None:
-        while self._pending and self._pending[-1] != _OPEN:
-            self._reduce()
-        if not self._pending:
-            self._fail(reason)
+    def reduce(precedence: int) -> None:
+        """Carry out what waits behind the last bracket and binds at least so tightly."""
+        while waiting and binds[waiting[-1]] >= precedence:
+            join(waiting.pop())
 
-    def _comma(self) -> None:
-        self._until_bracket("got ',' outside of a call")
-        if len(self._pending) < 2 or self._pending[-2] >= 0:
-            self._fail("got ',' outside of a call with two operands")
-        # What follows is the right operand: the call becomes an operator that only the bracket reduces.
-        token = -self._pending[-2]
-        self._pending[-2:] = [_CLOSE, token, _OPEN]
-
-    def _close(self) -> None:
-        self._until_bracket("a bracket closes that was not opened")
-        self._pending.pop()
-        if self._pending and self._pending[-1] < 0:
-            self._fail("a call has one operand, expected two")
-        if len(self._pending) >= 2 and self._pending[-2] == _CLOSE:
-            self._reduce()
-            self._pending.pop()
+    if len(text) > LONGEST_TEXT:
+        fail(f"has {len(text)} characters, expected at most {LONGEST_TEXT}")
+    symbols, size = vocabulary.symbols, vocabulary.size
+    leaves: list[str] = []
+    tree: list[Operator] = []
+    starts: list[int] = []  # where the values that wait for an operator begin on the tape
+    # Operators; OPEN; and in place of the bracket of a call its token + size, behind the comma its token + 2 size.
+    waiting: list[int] = []
+    binds = (*vocabulary.precedences, *[0] * (2 * size))
+    operand_expected = True
+    words = iter(vocabulary.pattern.findall(text.rstrip()))
+    for word in words:
+        if operand_expected:
+            if word not in symbols and _is_name(word) if names else "0" <= word[0] <= "9":
+                if len(word) > LONGEST_NUMBER:
+                    fail(f"a number of {len(word)} digits might not fit into 64 bits")
+                starts.append(len(leaves))
+                leaves.append(word)
+                operand_expected = False
+            elif word == "(":
+                waiting.append(_OPEN)
+            elif word in symbols and word[0].isalpha() and next(words, "") == "(":
+                waiting.append(symbols[word] + size)
+            else:
+                fail(f"{shown(word)} where an operand should be")
+        elif word in symbols:
+            reduce(binds[symbols[word]])
+            waiting.append(symbols[word])
+            operand_expected = True
+        elif word == ")":
+            reduce(1)
+            if not waiting:
+                fail("a bracket closes that was not opened")
+            call, token = divmod(waiting.pop(), size)
+            if call == 1:
+                fail("a call has one operand, expected two")
+            if call == 2:
+                join(token)
+        elif word == ",":
+            reduce(1)
+            if not waiting or waiting[-1] // size != 1:
+                fail("got ',' outside of a call with two operands")
+            waiting[-1] += size
+            operand_expected = True
+        else:
+            fail(f"{shown(word)} where an operator should be")
+    if operand_expected:
+        fail("ends where an operand should be" if leaves or waiting else "is empty")
+    reduce(1)
+    if waiting:
+        fail("a bracket is not closed")
+    return Expression(tuple(leaves), tuple(tree))
 
 
 def _is_name(word: str) -> bool:
-    return len(word) == 1 and ((word.isascii() and word.isalpha()) or word == "_")
+    return len(word) == 1 and word.isascii() and (word.isalpha() or word == "_")
 
 
-def quoted(text: str) -> str:
-    """The text, shortened where it would flood a message."""
-    return repr(text) if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]!r}... of {len(text)} characters"
+def refused(text: str, reason: str) -> ExpressionError:
+    """The error that names a text, shortened where it would flood the message."""
+    quoted = repr(text) if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]!r}... of {len(text)} characters"
+    return ExpressionError(f"expression {quoted}: {reason}")
 
 
 def written_tokens(text: str, vocabulary: Vocabulary) -> list[int]:
-    """The prompt of an expression as it is written, brackets included: digits, operators, brackets, then CTX.
-
-    Raises:
-        ExpressionError: If it cannot be parsed. A call such as ``max(3,4)`` is written with brackets, ``3 max 4``.
-    """
-    expression = parse(text, vocabulary)
-    if "," in text:
-        return minimal_tokens(expression, vocabulary)
-    tokens: list[int] = []
-    symbols = {tool.symbol: vocabulary.token(tool) for tool in vocabulary.tools} | {"(": Token.OPEN, ")": Token.CLOSE}
-    alternatives = "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
-    for word in re.findall(rf"[0-9]|{alternatives}", text):
-        tokens.append(int(word) if word.isdigit() else symbols[word])
-    return [*tokens, Token.CTX]
+    """The prompt of a text that can be parsed, brackets as they are written: digits, operators, brackets, then CTX."""
+    if "," in text:  # a call such as ``max(3,4)``; it is written with brackets, ``3 max 4``
+        return minimal_tokens(parse(text, vocabulary), vocabulary)
+    known, tokens = {**vocabulary.symbols, "(": _OPEN, ")": _CLOSE}, list[int]()
+    for word in vocabulary.pattern.findall(text.rstrip()):
+        tokens += [known[word]] if word in known else map(int, word)
+    return [*tokens, int(Token.CTX)]
 
 
 def minimal_tokens(expression: Expression, vocabulary: Vocabulary) -> list[int]:
@@ -196,8 +170,7 @@ def minimal_tokens(expression: Expression, vocabulary: Vocabulary) -> list[int]:
         tokens += [_OPEN] * opened
         tokens += map(int, leaf)
         tokens += [_CLOSE] * closed
-    tokens.append(int(Token.CTX))
-    return tokens
+    return [*tokens, int(Token.CTX)]
 
 
 def text_of(tokens: Sequence[int], vocabulary: Vocabulary) -> str:
@@ -208,10 +181,9 @@ def text_of(tokens: Sequence[int], vocabulary: Vocabulary) -> str:
 
 
 def magnitude_bound(operands: Sequence[int]) -> int:
-    """An upper bound of ``|value|`` over all programs, wrong ones included.
+    """An upper bound of ``|value|`` over all programs: each operand is used once, and ``a + b <= a * b`` from 2 on.
 
-    A program uses each operand at most once, and ``a + b <= a * b`` where both are at least 2. Wrong programs
-    count: one that overflowed could hit the target by wrapping around.
+    Wrong programs count: one that overflowed could hit the target by wrapping around.
     """
     return math.prod(max(operand, 2) for operand in operands)
 

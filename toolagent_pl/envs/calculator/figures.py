@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from toolagent_pl.envs.calculator.shapes import by_shape
 from toolagent_pl.envs.calculator.tools import POSITIONS
-from toolagent_pl.rl.env import execute
+from toolagent_pl.rl.env import over
 from toolagent_pl.rl.figures import COLORS, accuracy_bars, actions_by_step
 from toolagent_pl.rl.rollout import Rollout
 
@@ -50,8 +50,7 @@ def accuracy_by_shape(rollouts: Sequence[Rollout]) -> Figure:
     axes.barh(range(len(worst)), [one.right / one.tried for one in worst], color=COLORS[0])
     axes.set_yticks(range(len(worst)), [f"{one.shape}  ({one.tried})" for one in worst], fontfamily="monospace")
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_title("right answers by shape of tree, worst first (problems tried)")
+    axes.set(xlim=(0, 1), title="right answers by shape of tree, worst first (problems tried)")
     return figure
 
 
@@ -66,32 +65,27 @@ def episode(rollout: Rollout, env: Any, row: int = 0, room: tuple[int, int] | No
         room: For how many tokens and lines there is room, for pictures of one size; just enough without it.
     """
     one = rollout.select(torch.tensor([row], device=rollout.mask.device))
-    problems = one.problems
-    prompt = [env.vocabulary.symbol(token) for token in problems.prompt[0, : int(problems.prompt_length) - 1].tolist()]
-    actions = one.visible_actions
-    states = execute(env, problems, actions)
-    names = [env.actions[action] for action in actions[0].tolist() if action >= 0]
-    positions = one.observations.positions[:, 0]  # [T, P]
-    goes_on = len(names) < len(positions) and not bool(one.final.terminated | one.final.truncated)
-    tokens, lines = room or (len(prompt), len(names) + goes_on)
-    width = max(tokens, MIN_TOKENS)
+    tokens = one.problems.prompt[0, : int(one.problems.prompt_length) - 1].tolist()
+    (told,) = env.episodes(one)
+    said = [f"{call}  {'-' if value is None else value}" for call, value in zip(told.plan, told.values, strict=True)]
+    positions = one.observations.positions[:, 0].tolist()
+    if len(said) < len(positions) and not bool(over(one.final)):
+        said.append("")
+    across, lines = room or (len(tokens), len(said))
+    width = max(across, MIN_TOKENS)
     figure = Figure(figsize=(0.17 * width, 0.58 * lines + 0.6))
     axes = figure.add_axes((0, 0, 1, 0.58 * lines / (0.58 * lines + 0.6)))  # the legend stands above
-    axes.set_xlim(-0.7, width - 0.3)
-    axes.set_ylim(lines - 0.4, -0.6)
+    axes.set(xlim=(-0.7, width - 0.3), ylim=(lines - 0.4, -0.6))
     axes.axis("off")
-    for step in range(len(names) + goes_on):
-        for x, symbol in enumerate(prompt):
-            axes.text(x, step + 0.02, symbol, family="monospace", ha="center", va="center", fontsize=11)
-        for i, place in enumerate(positions[step].tolist()):
+    for y, (text, looked_at) in enumerate(zip(said, positions, strict=False)):
+        for x, token in enumerate(tokens):
+            symbol = env.vocabulary.symbol(token)
+            axes.text(x, y + 0.02, symbol, family="monospace", ha="center", va="center", fontsize=11)
+        for i, place in enumerate(looked_at):
             if place >= 0:
-                axes.plot([place - 0.4, place + 0.4], [step + 0.21 + 0.05 * i] * 2, color=COLORS[i], linewidth=2)
-        if step < len(names):
-            after = states[step + 1]
-            value = str(int(after.value[0])) if bool(after.valued[0]) else "-"
-            said = f"{names[step]}  {value}"
-            axes.text(-0.4, step - 0.34, said, family="monospace", va="center", weight="bold", fontsize=11)
-    if positions.shape[1]:
+                axes.plot([place - 0.4, place + 0.4], [y + 0.21 + 0.05 * i] * 2, color=COLORS[i], linewidth=2)
+        axes.text(-0.4, y - 0.34, text, family="monospace", va="center", weight="bold", fontsize=11)
+    if positions[0]:
         for name, color in zip(POSITIONS, COLORS, strict=False):
             axes.plot([], [], color=color, linewidth=2, label=name)
         figure.legend(loc="upper left", ncols=2, fontsize=9, frameon=False, handlelength=1, columnspacing=1)

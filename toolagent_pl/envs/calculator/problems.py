@@ -10,11 +10,10 @@ from torch import Tensor
 from toolagent_pl.envs.calculator.expression import (
     INT64_MAX,
     Expression,
-    ExpressionError,
     magnitude_bound,
     minimal_tokens,
     parse,
-    quoted,
+    refused,
     written_tokens,
 )
 from toolagent_pl.envs.calculator.tools import TOOLS, Token, Tool, Vocabulary
@@ -101,7 +100,7 @@ class Problems(NamedTuple):
             tree = parse(text, vocabulary)
             prompts.append(minimal_tokens(tree, vocabulary) if minimal_brackets else written_tokens(text, vocabulary))
             if magnitude_bound([int(leaf) for leaf in tree.leaves]) > INT64_MAX:
-                raise ExpressionError(f"expression {quoted(text)}: a value on the way might not fit into 64 bits")
+                raise refused(text, "a value on the way might not fit into 64 bits")
             trees.append(tree)
         return cls.from_trees(prompts, trees, vocabulary)
 

@@ -14,9 +14,8 @@ from toolagent_pl.rl.rollout import Rollout
 class ProgressReward(Reward):
     """The outcome, and ``weight`` for each operator of the problem carried out on the right operands.
 
-    Judged by structure, never by numbers: instead of values the calculator computes which span of the tape a
-    value covers, and an operator counts when it joins the two spans that it joins in the problem. Numbers
-    that are equal by luck are no progress.
+    Judged by structure, never by numbers, which may be equal by luck: the calculator computes which span of the tape a
+    value covers, and an operator counts when it joins the two spans that it joins in the problem.
 
     With ``potential`` the last step pays back what the steps before were paid for operators, so that an episode pays
     its outcome in the end, and the best plans are those of ``OutcomeReward``. That is potential-based shaping, ``F =
@@ -66,21 +65,21 @@ def completed_subgoals(env: CalculatorEnv, problems: Problems, actions: Tensor) 
     def span(first: Tensor, last: Tensor) -> Tensor:
         return first * (width + 1) + last
 
+    lefts, rights = span(start, split), span(split, end)
+
     def join(tool: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Span of the operator that joins these spans, or -1 where the problem has none."""
-        match = (token == tool[:, None]) & (span(start, split) == left[:, None])
-        match &= span(split, end) == right[:, None]
+        match = (token == tool[:, None]) & (lefts == left[:, None]) & (rights == right[:, None])
         joined = torch.where(match, span(start, end), -1).amax(1)
         return torch.where(tool.eq(0), left, joined)
 
     position = torch.arange(width, device=problems.device)
     leaves = span(position, position + 1).expand_as(problems.operands)
     state = env.reset(problems._replace(operands=leaves))
-    operators = env.vocabulary.operators
     # Compared with numbers: to copy a tensor of them in each update, a GPU would be waited for.
-    operates = torch.stack([actions == i for i, one in enumerate(env.tokens) if one in operators]).any(0)  # [T, N]
+    operates = [actions == i for i, one in enumerate(env.tokens) if one in env.vocabulary.operators]
     completed = []
-    for call, operate in zip(actions, operates, strict=True):
+    for call, operate in zip(actions, torch.stack(operates).any(0), strict=True):
         before, state = state, env.step(state, call, combine=join)
         worked = (state.steps > before.steps) & (state.noops == before.noops)
         completed.append(worked & operate & (state.value >= 0))

@@ -38,8 +38,7 @@ def by_shape(answered: Iterable[tuple[Problems, Tensor]]) -> list[ShapeCount]:
     Args:
         answered: Batches of problems, and which of them were answered correctly, bool ``[B]``.
     """
-    right: Counter[str] = Counter()
-    tried: Counter[str] = Counter()
+    right, tried = Counter[str](), Counter[str]()
     for problems, correct in answered:
         names = shapes(problems)
         tried.update(names)

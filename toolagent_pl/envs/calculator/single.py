@@ -1,5 +1,7 @@
 """The calculator for one problem, in plain Python: microseconds a call, where a batch of one takes a millisecond."""
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -7,6 +9,8 @@ import torch
 from toolagent_pl.envs.calculator.env import CalculatorEnv
 from toolagent_pl.envs.calculator.problems import Problems
 from toolagent_pl.envs.calculator.tools import Token
+
+BLOCK = 128  # problems that are made at a time: one alone takes nearly as long
 
 
 class Value(NamedTuple):
@@ -17,16 +21,7 @@ class Value(NamedTuple):
 
 
 class SingleProblem(NamedTuple):
-    """One problem of a batch.
-
-    Attributes:
-        number: Of the problem.
-        stage: Position of its stage, or ``NO_STAGE``.
-        prompt: Its tokens, CTX the last of them.
-        tape: The operands.
-        target: The right answer.
-        limit: Most actions.
-    """
+    """One problem of a batch: columns of ``Problems`` without padding, and ``limit``, the most actions."""
 
     number: int
     stage: int
@@ -49,6 +44,25 @@ def single_problems(env: CalculatorEnv, problems: Problems) -> list[SingleProble
     ]
 
 
+def single_problem(env: CalculatorEnv, expression: str) -> SingleProblem:
+    """The problem that is written; see ``Problems.from_expressions``."""
+    return single_problems(env, Problems.from_expressions([expression], env.vocabulary.tools, minimal_brackets=True))[0]
+
+
+def by_number(env: CalculatorEnv, draw: Callable[..., Problems], blocks: int = 1) -> Callable[..., SingleProblem]:
+    """A function that gives problems by their numbers, of which it makes a block at a time and keeps some.
+
+    Args:
+        draw: Makes problems of their numbers, int64 ``[B]``, and of what further arguments the function is given.
+    """
+
+    @lru_cache(blocks)
+    def block(first: int, *arguments: int | None) -> list[SingleProblem]:
+        return single_problems(env, draw(torch.arange(first, first + BLOCK), *arguments))
+
+    return lambda number, *arguments: block(number - number % BLOCK, *arguments)[number % BLOCK]
+
+
 class SingleCalculator:
     """The rules of a ``CalculatorEnv``, for one episode at a time; a test holds them against each other.
 
@@ -69,20 +83,7 @@ class SingleCalculator:
 
     def applies(self, action: int) -> bool:
         """Whether this action would do something; after the end of the episode, before it."""
-        return self._applies(self._env.tokens[action])
-
-    def step(self, action: int) -> None:
-        """Take an action; a negative one is padding and takes no step. After the end of the episode nothing changes."""
-        if self.over or action < 0:
-            return
         token = self._env.tokens[action]
-        self.steps += 1
-        self.applied = self._applies(token)
-        if self.applied:
-            self._carry_out(token)
-        self.truncated = self.steps >= self.problem.limit and not self.terminated
-
-    def _applies(self, token: int) -> bool:
         if token in self._tools:  # a left operand is only ever there beside an accumulator
             return self.left is not None or len(self.tape) >= (2 if self.accumulator is None else 1)
         if token == Token.STO:
@@ -91,6 +92,16 @@ class SingleCalculator:
         if token == Token.RCL:
             return self.left is None and bool(self.memory)
         return token == Token.ANS
+
+    def step(self, action: int) -> None:
+        """Take an action; after the end of the episode nothing changes."""
+        if self.over:
+            return
+        self.steps += 1
+        self.applied = self.applies(action)
+        if self.applied:
+            self._carry_out(self._env.tokens[action])
+        self.truncated = self.steps >= self.problem.limit and not self.terminated
 
     def _carry_out(self, token: int) -> None:
         if token == Token.ANS:
@@ -102,16 +113,12 @@ class SingleCalculator:
             self.accumulator = self.memory.pop()
         elif token == Token.RCL:
             self.left = self.memory.pop()
-        elif self.left and self.accumulator:
-            self.accumulator, self.left = self._join(token, self.left, self.accumulator), None
         else:
-            left = self.accumulator or self.tape.pop(0)
-            self.accumulator = self._join(token, left, self.tape.pop(0))
-
-    def _join(self, token: int, left: Value, right: Value) -> Value:
-        # A tool is a function of tensors, with the int64 arithmetic of tensors.
-        result = self._tools[token].function(torch.tensor([left.number]), torch.tensor([right.number]))
-        return Value(int(result), right.position)
+            left = self.left or self.accumulator or self.tape.pop(0)
+            right = self.accumulator if self.left and self.accumulator else self.tape.pop(0)
+            # A tool is a function of tensors, with the int64 arithmetic of tensors.
+            number = self._tools[token].function(torch.tensor([left.number]), torch.tensor([right.number]))
+            self.accumulator, self.left = Value(int(number), right.position), None
 
     @property
     def over(self) -> bool:
@@ -121,17 +128,12 @@ class SingleCalculator:
     @property
     def solved(self) -> bool:
         """Whether the problem is solved: the right answer, and nothing left over."""
-        return self.terminated and self.right and not self.left_over
+        return self.terminated and self.right and not (self.tape or self.memory or self.left)
 
     @property
     def right(self) -> bool:
         """Whether the accumulator has the right answer."""
         return self.accumulator is not None and self.accumulator.number == self.problem.target
-
-    @property
-    def left_over(self) -> bool:
-        """Whether there is something on the tape, in memory or as left operand."""
-        return bool(self.tape or self.memory or self.left)
 
     @property
     def flags(self) -> list[bool]:

@@ -1,9 +1,7 @@
 """A trained agent at work: from written expressions to plans, answers and what the tools computed on the way."""
 
 import copy
-import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -19,7 +17,7 @@ from toolagent_pl.envs.calculator.expression import (
     ExpressionError,
     minimal_tokens,
     parse,
-    quoted,
+    refused,
     value_bound,
 )
 from toolagent_pl.envs.calculator.problems import Problems
@@ -28,7 +26,7 @@ from toolagent_pl.envs.calculator.stages import MAX_OPERATORS
 from toolagent_pl.envs.calculator.tools import Token
 from toolagent_pl.rl import saved
 from toolagent_pl.rl.agent import Agent
-from toolagent_pl.rl.env import Env, select
+from toolagent_pl.rl.env import Env
 from toolagent_pl.rl.rollout import Rollout, collect
 from toolagent_pl.rl.solver import ProblemSolver
 
@@ -68,15 +66,8 @@ class Solution:
     @classmethod
     def of(cls, expression: str, episode: ArithmeticEpisode) -> "Solution":
         """The solution that an episode is, of the expression as it was given."""
-        return cls(
-            expression=expression,
-            plan=tuple(episode.plan),
-            values=tuple(episode.values),
-            answer=episode.answer,
-            target=episode.target,
-            correct=episode.solved,
-            textbook_length=episode.reference_length,
-        )
+        plan, values, answer = tuple(episode.plan), tuple(episode.values), episode.answer
+        return cls(expression, plan, values, answer, episode.target, episode.solved, episode.reference_length)
 
     def as_dict(self) -> dict[str, Any]:
         """All attributes, ready for JSON."""
@@ -87,6 +78,7 @@ class _Task(NamedTuple):
     """An expression to be solved, and where it stands among those given."""
 
     position: int
+    text: str
     prompt: list[int]
     expression: Expression
 
@@ -99,14 +91,9 @@ class Solver:
 
     Args:
         agent: One that reads expressions; a copy of it is kept.
-        env: The environment that it was trained in.
+        env: The environment that it was trained in; a copy with a step limit that follows from the expression is kept.
         description: Of both, as in ``config.json``: ``{"env": {"class_path": ..., "init_args": {...}}, "agent":
             {...}}``, and facts about the training. ``save_pretrained`` and ``push_to_hub`` need it.
-
-    Attributes:
-        agent: The agent.
-        env: Its environment, with a step limit that follows from the expression.
-        description: As given.
 
     Raises:
         ValueError: If the agent is told the stage of a problem, or the environment is no calculator.
@@ -116,8 +103,8 @@ class Solver:
         if not isinstance(env, CalculatorEnv):
             raise ValueError(f"env: got {type(env).__name__}, expected a CalculatorEnv")
         if agent.stage_conditioned:
-            kind = type(agent).__name__
-            raise ValueError(f"agent: got {kind}, which is told the stage; expected one that reads expressions")
+            given = f"{type(agent).__name__}, which is told the stage"
+            raise ValueError(f"agent: got {given}; expected one that reads expressions")
         self.agent, self.env, self.description = copy.deepcopy(agent).cpu().eval(), copy.copy(env), description
         self.env.max_steps = "auto"
 
@@ -155,8 +142,7 @@ class Solver:
             options: For the Hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
         Raises:
-            ValueError: If there is no such agent, or it cannot be built.
-            OSError: If a file cannot be read, or downloaded.
+            ValueError, OSError: As for ``from_checkpoint``, or if it cannot be downloaded.
         """
         folder = Path(name).expanduser()
         return cls.from_checkpoint(folder if folder.is_dir() else saved.download(str(name), **options), allow_custom)
@@ -212,95 +198,56 @@ class Solver:
         """
         if isinstance(expressions, str):
             return self.solve([expressions])[0]
-        texts = list(expressions)
-        return [Solution.of(text, episode) for text, episode in zip(texts, self.episodes(texts), strict=True)]
-
-    def episodes(self, expressions: Sequence[str]) -> list[ArithmeticEpisode]:
-        """The same with all that is known of each episode, for drawing: the prompt and the positions looked at, too.
-
-        Raises:
-            ExpressionError: As in ``solve``.
-        """
-        found = []
-        for result in self.attempt(expressions):
+        texts, found = list(expressions), []
+        for text, result in zip(texts, self.attempt(texts), strict=True):
             if isinstance(result, ExpressionError):
                 raise result
-            found.append(result)
+            found.append(Solution.of(text, result))
         return found
 
     def attempt(self, expressions: Sequence[str]) -> list[ArithmeticEpisode | ExpressionError]:
-        """An episode for each expression, and the error in place of each that is refused."""
-        results: dict[int, ArithmeticEpisode | ExpressionError] = {}
+        """An episode for each expression, with the positions looked at; the error in place of each that is refused."""
+        found: dict[int, ArithmeticEpisode | ExpressionError] = {}
         tasks = []
-        with _without_collecting():
-            for position, text in enumerate(expressions):
-                try:
-                    tasks.append(self._read(position, text))
-                except ExpressionError as error:
-                    results[position] = error
-            tasks.sort(key=lambda task: (len(task.expression.leaves), len(task.prompt)))
-            for start in range(0, len(tasks), BATCH):
-                results.update(self._act(expressions, tasks[start : start + BATCH]))
-        return [results[position] for position in range(len(expressions))]
+        for position, text in enumerate(expressions):
+            try:
+                tasks.append(self._read(position, text))
+            except ExpressionError as error:
+                found[position] = error
+        tasks.sort(key=lambda task: (len(task.expression.leaves), len(task.prompt)))
+        for start in range(0, len(tasks), BATCH):
+            found.update(self._act(tasks[start : start + BATCH]))
+        return [found[position] for position in range(len(expressions))]
 
-    def _act(self, texts: Sequence[str], tasks: Sequence[_Task]) -> dict[int, ArithmeticEpisode | ExpressionError]:
-        """Solve a batch; returns what came of the expressions by their positions among ``texts``."""
-        prompts, expressions = [task.prompt for task in tasks], [task.expression for task in tasks]
-        problems = Problems.from_trees(prompts, expressions, self.env.vocabulary)
-        needed, enough = problems.memory_needed, self.env.memory_depth
-        results: dict[int, ArithmeticEpisode | ExpressionError] = {}
-        for task, values in zip(tasks, needed.tolist(), strict=True):
+    def _act(self, tasks: Sequence[_Task]) -> Iterator[tuple[int, ArithmeticEpisode | ExpressionError]]:
+        """What becomes of the expressions of a batch, by their positions among those given."""
+        prompts, trees = [task.prompt for task in tasks], [task.expression for task in tasks]
+        problems, enough = Problems.from_trees(prompts, trees, self.env.vocabulary), self.env.memory_depth
+        rollout = collect(self.agent, self.env, problems)
+        columns = (self.env.episodes(rollout), problems.memory_needed.tolist(), stays_in_int64(self.env, rollout))
+        for task, episode, values, safe in zip(tasks, *columns, strict=True):
+            reason = ""
             if values > enough:
-                results[task.position] = ExpressionError(
-                    f"expression {quoted(texts[task.position])}: the reference plan has {values} values in memory at a "
-                    f"time, expected at most {enough}; raise memory_depth of the agent's env"
-                )
-        positions = [task.position for task in tasks if task.position not in results]
-        if not positions:
-            return results
-        rollout = collect(self.agent, self.env, select(problems, needed.le(enough)))
-        inside = stays_in_int64(self.env, rollout)
-        for position, episode, safe in zip(positions, self.env.episodes(rollout), inside, strict=True):
-            results[position] = episode
-            if not safe:
-                results[position] = ExpressionError(
-                    f"expression {quoted(texts[position])}: a value on the way of the agent's plan might not fit into "
-                    "64 bits"
-                )
-        return results
+                reason = f"the reference plan has {values} values in memory at a time, expected at most {enough}; "
+                reason += "raise memory_depth of the agent's env"
+            elif not safe:
+                reason = "a value on the way of the agent's plan might not fit into 64 bits"
+            yield task.position, refused(task.text, reason) if reason else episode
 
     def _read(self, position: int, text: str) -> _Task:
-        """Parse an expression into the prompt that agents are trained on: brackets only where they say something.
-
-        Raises:
-            ExpressionError: If it is refused.
-        """
+        """Parse an expression into the prompt that agents are trained on: brackets only where they say something."""
         if text.lstrip().startswith("-"):
-            raise ExpressionError(f"expression {quoted(text)}: begins with '-'; numbers have no sign, write 0-3 for -3")
+            raise refused(text, "begins with '-'; numbers have no sign, write 0-3 for -3")
         leaves, tree = parse(text, self.env.vocabulary)
         if not tree:  # no agent is trained on a number alone
-            raise ExpressionError(f"expression {quoted(text)}: is a number alone, expected at least one operator")
+            raise refused(text, "is a number alone, expected at least one operator")
         if len(tree) > MAX_OPERATORS:
-            raise ExpressionError(
-                f"expression {quoted(text)}: has {len(tree)} operators, expected at most {MAX_OPERATORS}"
-            )
+            raise refused(text, f"has {len(tree)} operators, expected at most {MAX_OPERATORS}")
         operands = [int(leaf) for leaf in leaves]
         if value_bound(operands, tree) > INT64_MAX:
-            raise ExpressionError(f"expression {quoted(text)}: a value on the way might not fit into 64 bits")
+            raise refused(text, "a value on the way might not fit into 64 bits")
         expression = Expression(tuple(map(str, operands)), tree)  # without leading zeros
-        return _Task(position, minimal_tokens(expression, self.env.vocabulary), expression)
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Look for no garbage in cycles meanwhile: among so many objects that takes as long as to make them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+        return _Task(position, text, minimal_tokens(expression, self.env.vocabulary), expression)
 
 
 def stays_in_int64(env: CalculatorEnv, rollout: Rollout) -> list[bool]:

@@ -1,10 +1,10 @@
-"""Stages: sets of problems, made in whole batches from random numbers.
+"""Stages: sets of problems, made in whole batches from random numbers, on any device.
 
-The problems of a stage are expressions: those of one pattern, or all of a number of operators. In both cases an
-expression is a word in postfix notation and a tape of operands; what an agent reads and what an environment needs
-follow from these two, for a whole batch and on any device.
+An expression is a word in postfix notation and a tape of operands; what an agent reads and what an environment needs
+follow from these two.
 """
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,16 +51,19 @@ class Stage:
     digits: int = 1
 
     def __post_init__(self) -> None:
+        wrong = ""
         if not re.fullmatch(r"\w{1,40}", self.name):
-            raise ValueError(f"stages: got name {self.name!r}, expected letters and digits")
-        if (self.pattern is None) == (self.operators is None):
-            raise ValueError(f"stages: got {self.name} with both or none of pattern and operators, expected one")
-        if self.operators is not None and not 1 <= self.operators <= MAX_OPERATORS:
-            raise ValueError(f"stages: got {self.name} with {self.operators} operators, expected 1 to {MAX_OPERATORS}")
-        if self.pattern is not None and self.tools is not None:
-            raise ValueError(f"stages: got {self.name} with pattern and tools, expected tools only with operators")
-        if not 1 <= self.digits <= MAX_DIGITS:
-            raise ValueError(f"stages: got {self.name} with {self.digits} digits, expected 1 to {MAX_DIGITS}")
+            wrong = f"name {self.name!r}, expected letters and digits"
+        elif (self.pattern is None) == (self.operators is None):
+            wrong = f"{self.name} with both or none of pattern and operators, expected one"
+        elif self.operators is not None and not 1 <= self.operators <= MAX_OPERATORS:
+            wrong = f"{self.name} with {self.operators} operators, expected 1 to {MAX_OPERATORS}"
+        elif self.pattern is not None and self.tools is not None:
+            wrong = f"{self.name} with pattern and tools, expected tools only with operators"
+        elif not 1 <= self.digits <= MAX_DIGITS:
+            wrong = f"{self.name} with {self.digits} digits, expected 1 to {MAX_DIGITS}"
+        if wrong:
+            raise ValueError(f"stages: got {wrong}")
 
 
 BUILT_IN = {s.name: s for s in (Stage("T0", "a*b+c"), Stage("T1", "(a*b+c)-d"), Stage("T2", "(a*b+c)-(d*e)"))}
@@ -99,12 +102,13 @@ class Stages:
 
     def __init__(self, stages: Sequence[str | Stage], tools: Sequence[Tool] = TOOLS) -> None:
         self.stages = tuple(find_stage(stage) for stage in stages)
+        self.names = tuple(stage.name for stage in self.stages)
         if not stages or len(set(self.names)) < len(stages):
             raise ValueError(f"stages: got {list(self.names)}, expected one or more, each at most once")
         self.vocabulary = Vocabulary(tools)
         words = [self._word(stage) for stage in self.stages]
         width = max(map(len, words))
-        self.operands = max((len(word) + 1) // 2 for word in words)
+        self.operands = (width + 1) // 2
         self._words = torch.tensor([[*word, *[NOTHING] * (width - len(word))] for word in words])  # [S, W]
         self._is_random = torch.tensor([stage.pattern is None for stage in self.stages])
         self._any_random = any(stage.pattern is None for stage in self.stages)
@@ -118,79 +122,58 @@ class Stages:
 
     def _word(self, stage: Stage) -> list[int]:
         """Postfix word of a pattern; of a number of operators, one word of the right length."""
+        word: list[int] = []
         if stage.operators is not None:
-            if stage.digits > 1 and magnitude_bound([BASE**stage.digits - 1] * (stage.operators + 1)) > INT64_MAX:
-                raise ValueError(
-                    f"stages: got {stage.name} with {stage.operators} operators and {stage.digits} digits, "
-                    "which might not fit into 64 bits"
-                )
-            return [LEAF] * (stage.operators + 1) + [self.vocabulary.operators[0]] * stage.operators
-        assert stage.pattern is not None
-        try:
-            leaves, tree = parse(stage.pattern, self.vocabulary, names=True)
-        except ValueError as error:
-            raise ValueError(f"stages: got {stage.name} with {error}") from None
-        if len(set(leaves)) < len(leaves) or not tree:
-            raise ValueError(
-                f"stages: got {stage.name} with {stage.pattern!r}, expected operators, and letters that differ"
-            )
-        if len(tree) > MAX_OPERATORS or magnitude_bound([BASE**stage.digits - 1] * len(leaves)) > INT64_MAX:
-            raise ValueError(f"stages: got {stage.name} with {stage.pattern!r}, which might not fit into 64 bits")
-        word, taken = [], 0
-        for token, _, _, end in tree:
-            word += [LEAF] * (end - taken) + [token]
-            taken = max(taken, end)
+            given = f"{stage.operators} operators and {stage.digits} digits"
+            word = [LEAF] * (stage.operators + 1) + [self.vocabulary.operators[0]] * stage.operators
+        else:
+            given = repr(stage.pattern)
+            try:
+                leaves, tree = parse(str(stage.pattern), self.vocabulary, names=True)
+            except ValueError as error:
+                raise ValueError(f"stages: got {stage.name} with {error}") from None
+            if len(set(leaves)) < len(leaves) or not tree:
+                raise ValueError(f"stages: got {stage.name} with {given}, expected operators, and letters that differ")
+            taken = 0
+            for token, _, _, end in tree:
+                word += [LEAF] * (end - taken) + [token]
+                taken = max(taken, end)
+        largest = magnitude_bound([BASE**stage.digits - 1] * word.count(LEAF))
+        if largest > INT64_MAX and (stage.pattern is not None or stage.digits > 1):
+            raise ValueError(f"stages: got {stage.name} with {given}, which might not fit into 64 bits")
         return word
 
     def _choices(self, stage: Stage) -> list[int]:
+        """Tokens that random operators are drawn from."""
         names = [tool.name for tool in self.vocabulary.tools]
-        for name in stage.tools or ():
-            if name not in names:
-                raise ValueError(f"stages: got {stage.name} with tool {name!r}, expected some of {names}")
         wanted = stage.tools or names
-        return [self.vocabulary.token(tool) for tool in self.vocabulary.tools if tool.name in wanted]
-
-    def __len__(self) -> int:
-        return len(self.stages)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the stages, in order."""
-        return tuple(stage.name for stage in self.stages)
+        if unknown := [name for name in wanted if name not in names]:
+            raise ValueError(f"stages: got {stage.name} with tool {unknown[0]!r}, expected some of {names}")
+        return [token for token, name in zip(self.vocabulary.operators, names, strict=True) if name in wanted]
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens that a prompt can have at most.
-
-        With n operands: 2 n - 1 operands and operators, brackets around each operator but the outermost, further
-        digits, and CTX.
-        """
-        n = self.operands
+        """Tokens that a prompt can have at most, CTX included."""
+        n = self.operands  # n - 1 operators, brackets around each but the outermost, and further digits
         return 2 * n + 2 * (n - 2) * (n > 2) + n * (self._most_digits - 1)
 
     def to(self, device: torch.device | str) -> "Stages":
         """The same stages, making their batches on ``device``."""
-        moved = Stages(self.stages, self.vocabulary.tools)
-        for name, table in vars(moved).items():
-            if isinstance(table, Tensor):
-                setattr(moved, name, table.to(device))
+        moved = copy.copy(self)
+        vars(moved).update({name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)})
         return moved
 
     def size(self, stage: int) -> int | None:
         """How many problems a stage has, if all of them can be tried; else None."""
-        one = self.stages[stage]
-        if one.pattern is None or one.digits > 1:
-            return None
-        size = BASE ** self._words[stage].eq(LEAF).sum().item()
-        return int(size) if size <= MAX_ENUMERATION else None
+        one, size = self.stages[stage], BASE ** int(self._words[stage].eq(LEAF).sum())
+        return None if one.pattern is None or one.digits > 1 or size > MAX_ENUMERATION else size
 
     def longest_plan(self, stage: int) -> tuple[int, list[int]]:
         """Actions of the longest reference plan of a stage, and the tokens that its plans are made of."""
         one = self.stages[stage]
-        if one.pattern is not None:
-            plan = reference_plan(parse(one.pattern, self.vocabulary, names=True).tree)
+        if one.operators is None:
+            plan = reference_plan(parse(str(one.pattern), self.vocabulary, names=True).tree)
             return len(plan), sorted(set(plan))
-        assert one.operators is not None
         memory = [Token.STO, Token.RCL] if one.operators > 1 else []
         return 3 * one.operators - 1, [*self._choices(one), Token.ANS, *memory]
 

@@ -1,15 +1,10 @@
-"""Tools, and the vocabulary that follows from them.
-
-A tool is a plain function of two integers. From a list of tools follow the tokens, the language of expressions, the
-actions of an agent, the parser and the reference plan.
-"""
+"""Tools, plain functions of two integers; and what follows from a list of them: tokens, and what can be written."""
 
 import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -75,94 +70,56 @@ MUL = Tool("MUL", "*", 2, torch.mul)
 ADD = Tool("ADD", "+", 1, torch.add)
 SUB = Tool("SUB", "-", 1, torch.sub)
 TOOLS = (MUL, ADD, SUB)
-_MEMORY = {"ANS": Token.ANS, "STO": Token.STO, "RCL": Token.RCL}
+_NAMES = (*map(str, range(Token.CTX)), *[token.name for token in Token if Token.CTX <= token < Token.OPEN], "(", ")")
 
 
 class Vocabulary:
     """The tokens of a list of tools: those of ``Token``, then one for each further tool in the order given.
 
-    Args:
-        tools: Without repetition of names or symbols.
+    Attributes:
+        size: How many tokens there are.
+        by_token: The tools by their tokens, and ``symbols`` the tokens by their symbols.
+        operators: Tokens of the tools, in order.
+        actions: Tokens that do something in an environment: the tools, then ANS, STO and RCL.
+        names: Names of all tokens; digits and brackets as they are written.
+        written: All tokens as they stand in an expression: words with blanks around them.
+        precedences: Of all tokens, 0 for those that are no operators.
+        pattern: What an expression is made of: a number, a symbol of a tool, a word, or any other character.
 
     Raises:
-        ValueError: If there are none, or two of them cannot be told apart.
+        ValueError: If there are no tools, or two of them cannot be told apart.
     """
 
     def __init__(self, tools: Sequence[Tool] = TOOLS) -> None:
         self.tools = tuple(tools)
         names, symbols = [tool.name for tool in tools], [tool.symbol for tool in tools]
-        reserved = {token.name for token in Token} - {tool.name for tool in TOOLS}
+        built_in = [tool.name for tool in TOOLS]
+        reserved = {token.name for token in Token} - set(built_in)
         if not tools or len(set(names)) < len(names) or len(set(symbols)) < len(symbols) or reserved & set(names):
             raise ValueError(f"tools: got {names} with symbols {symbols}, expected one or more that differ")
-        known = {tool.name: Token[tool.name] for tool in TOOLS}
-        own = [name for name in names if name not in known]
-        self._token = {name: int(known.get(name, 0)) for name in names}
-        self._token.update({name: FIRST_OWN_TOKEN + i for i, name in enumerate(own)})
-        self.size = FIRST_OWN_TOKEN + len(own)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and self.tools == other.tools
-
-    def __hash__(self) -> int:
-        return hash(self.tools)
+        self.names = (*_NAMES, *[name for name in names if name not in built_in])
+        self.size = len(self.names)
+        self.operators = tuple(map(self.names.index, names))
+        self.actions = (*self.operators, Token.ANS, Token.STO, Token.RCL)
+        self.by_token = dict(zip(self.operators, self.tools, strict=True))
+        self.symbols = dict(zip(symbols, self.operators, strict=True))
+        blanks = {token: f" {symbol} " if symbol[0].isalpha() else symbol for symbol, token in self.symbols.items()}
+        self.written = tuple(blanks.get(token, name) for token, name in enumerate(self.names))
+        self.precedences = tuple(self.by_token[t].precedence if t in self.by_token else 0 for t in range(self.size))
+        symbol = "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
+        self.pattern = re.compile(rf"\s*([0-9]+|{symbol}|[A-Za-z_]\w*|\S)")
 
     def token(self, tool: Tool) -> int:
         """Token of one of the tools."""
-        return self._token[tool.name]
-
-    @cached_property
-    def by_token(self) -> dict[int, Tool]:
-        """The tools by their tokens."""
-        return {self.token(tool): tool for tool in self.tools}
-
-    @cached_property
-    def operators(self) -> tuple[int, ...]:
-        """Tokens of the tools, in order."""
-        return tuple(self.token(tool) for tool in self.tools)
-
-    @cached_property
-    def actions(self) -> tuple[int, ...]:
-        """Tokens that do something in an environment: the tools, then ANS, STO and RCL."""
-        return (*self.operators, Token.ANS, Token.STO, Token.RCL)
-
-    @cached_property
-    def precedences(self) -> tuple[int, ...]:
-        """Precedence of each token, 0 for those that are no operators."""
-        return tuple(self.by_token[t].precedence if t in self.by_token else 0 for t in range(self.size))
+        return self.symbols[tool.symbol]
 
     def name(self, token: int) -> str:
-        """Name of a token; digits and brackets as they are written."""
-        if token in self.by_token:
-            return self.by_token[token].name
-        if token <= Token.D9:
-            return str(int(token))
-        return {Token.OPEN: "(", Token.CLOSE: ")"}.get(Token(token), Token(token).name)
+        """Name of a token."""
+        return self.names[token]
 
     def symbol(self, token: int) -> str:
-        """A token as it is written in an expression."""
-        return self.by_token[token].symbol if token in self.by_token else self.name(token)
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Names of all tokens, in order."""
-        return tuple(self.name(token) for token in range(self.size))
-
-    @cached_property
-    def written(self) -> tuple[str, ...]:
-        """All tokens, in order, as they stand in an expression: words with blanks around them."""
-        symbols = [self.symbol(token) for token in range(self.size)]
-        return tuple(f" {s} " if t in self.by_token and s[0].isalpha() else s for t, s in enumerate(symbols))
-
-    @cached_property
-    def pattern(self) -> re.Pattern[str]:
-        """What an expression is made of: a number, a symbol of a tool, a word, or any other character."""
-        symbol = "|".join(map(re.escape, sorted(self.symbols, key=len, reverse=True)))
-        return re.compile(rf"\s*([0-9]+|{symbol}|[A-Za-z_]\w*|\S)")
-
-    @cached_property
-    def symbols(self) -> dict[str, int]:
-        """Tokens of the tools by their symbols."""
-        return {tool.symbol: self.token(tool) for tool in self.tools}
+        """A token as it is written in an expression, without blanks."""
+        return self.written[token].strip()
 
     def tokens(self, names: Sequence[str]) -> list[int]:
         """Tokens of these names.
@@ -170,7 +127,7 @@ class Vocabulary:
         Raises:
             ValueError: If a name is unknown or repeated, or there is none.
         """
-        known = {self.name(token): token for token in range(self.size) if token not in (Token.OPEN, Token.CLOSE)}
+        known = {name: token for token, name in enumerate(self.names) if name not in "()"}
         for name in names:
             if name not in known:
                 raise ValueError(f"actions: got unknown {name!r}, expected some of {', '.join(known)}")
@@ -192,14 +149,11 @@ def find_tools(tools: Sequence[str | Tool]) -> tuple[Tool, ...]:
     Raises:
         ValueError: If there is no such tool.
     """
-    built_in = {tool.name: tool for tool in TOOLS}
-    found = []
+    built_in, found = {tool.name: tool for tool in TOOLS}, []
     for given in tools:
         tool: Any = built_in.get(given, given) if isinstance(given, str) else given
         if isinstance(tool, str):
             try:
-                if "." not in tool:
-                    raise ValueError("no dotted path")
                 tool = pkgutil.resolve_name(tool)
             except (ImportError, AttributeError, ValueError) as error:
                 raise ValueError(

@@ -1,6 +1,6 @@
 """The tutorial's agent: it is told the operands and the stage, and never hears more than its own tokens."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +16,14 @@ MAX_SIZE = 8192  # a GRU of this width has 400 million weights
 Context = Literal["problem", "batch"]
 
 
-class BlindCache(NamedTuple):
-    """State of the GRU, ``[B, d]``."""
-
-    hidden: Tensor
-
-
 class BlindAgent(Agent):
     """Embeddings for operands and stage, a GRU, a policy head and a value head.
 
     Args:
         env: The environment.
         d: Width of embeddings and GRU.
-        context: ``problem`` gives each problem the mean of its own embedded tokens; ``batch`` gives every
-            problem the mean over the whole batch, as the tutorial does.
+        context: ``problem`` gives each problem the mean of its own embedded tokens; ``batch`` gives every problem the
+            mean over the whole batch, as the tutorial does.
 
     Raises:
         ValueError: If a size is out of range, or the environment's operands have several digits.
@@ -54,8 +48,8 @@ class BlindAgent(Agent):
         self.policy = nn.Linear(d, self.actions)
         self.value = nn.Linear(d, 1)
 
-    def prefill(self, problems: Problems) -> BlindCache:
-        """State of the GRU before the first token."""
+    def prefill(self, problems: Problems) -> Tensor:
+        """State of the GRU before the first token, ``[B, d]``."""
         # The operands, and CTX behind them; how often each is there times the embedding, instead of many look-ups.
         position = torch.arange(problems.operands.shape[1], device=problems.device)
         inside = (position < problems.length[:, None]).to(self.embedding.weight.dtype)
@@ -66,16 +60,16 @@ class BlindAgent(Agent):
         if self.context == "batch":
             counts = counts.mean(0, keepdim=True)
         context = counts @ self.embedding.weight + self.stage_embedding(problems.stage)
-        return BlindCache(torch.tanh(context))
+        return torch.tanh(context)
 
-    def decode(self, cache: BlindCache, previous: Tensor, observation: Observation) -> tuple[Policy, BlindCache]:
+    def decode(self, cache: Tensor, previous: Tensor, observation: Observation) -> tuple[Policy, Tensor]:
         """One step of the GRU."""
-        hidden = torch.gru_cell(self._embedded(previous), cache.hidden, *self.gru.all_weights[0])
-        return Policy(self.policy(hidden), self.value(hidden)[:, 0]), BlindCache(hidden)
+        hidden = torch.gru_cell(self._embedded(previous), cache, *self.gru.all_weights[0])
+        return Policy(self.policy(hidden), self.value(hidden)[:, 0]), hidden
 
     def forward(self, rollout: Rollout) -> Evaluation:
         """Evaluate all steps in one pass of the GRU, since its inputs are known."""
-        start = self.prefill(rollout.problems).hidden
+        start = self.prefill(rollout.problems)
         hidden, _ = self.gru(self._embedded(rollout.previous), start[None])
         flat = hidden.flatten(0, 1)
         allowed = None if rollout.action_mask is None else rollout.action_mask.flatten(0, 1)

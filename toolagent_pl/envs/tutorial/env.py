@@ -1,8 +1,7 @@
-"""The environment of the published tutorial, with everything that is odd in it.
+"""The environment of the published tutorial, with everything that is odd in it, to reproduce the tutorial's numbers.
 
-It exists to reproduce the tutorial's numbers. Its stages are graded one goal too early (T0 on a*b, T1 on
-a*b+c, T2 on (a*b+c)-d), ADD adds the same c again and again, STO stores nothing but a flag, and RCL in T2
-replaces the accumulator by d*e. To learn to calculate, use the calculator.
+Its stages are graded one goal too early (T0 on a*b, T1 on a*b+c, T2 on (a*b+c)-d), ADD adds the same c again and again,
+STO stores nothing but a flag, and RCL in T2 replaces the accumulator by d*e.
 """
 
 from collections.abc import Sequence
@@ -28,8 +27,6 @@ OPERANDS = 5  # a, b, c, d, e; the later ones are not used by the earlier stages
 LAST_STAGE = 2
 MAX_STEPS = 18  # an operand can be used again and again: they lead to 9 ** 19, the last power of 9 in int64
 _GRADED = ([Token.MUL, Token.ANS], [Token.MUL, Token.ADD, Token.ANS], [Token.MUL, Token.ADD, Token.SUB, Token.ANS])
-_SHARES = [[0.25, 0.5, 0.0, 0.0, 0.0], [0.25, 0.5, 0.75, 0.0, 0.0], [0.2, 0.4, 0.0, 0.6, 0.6]]
-_SHARES_ON: dict[torch.device, Tensor] = {}
 
 # Registers: the operands, the numbers 1 and 0.
 A, B, C, D, E, ONE, ZERO = range(FREE, FREE + OPERANDS + 2)
@@ -43,10 +40,8 @@ def _control(stage: Tensor, stored: Tensor, valued: Tensor) -> Tensor:
 class TutorialEnv(RegisterEnv):
     """The tutorial's step rules for stages 0, 1 and 2. Its tools report nothing.
 
-    Its stages are the tutorial's in the tutorial's order, since its rules go by their numbers.
-
     Args:
-        stages: T0, T1, T2, or the first of them.
+        stages: T0, T1, T2, or the first of them: the rules go by their numbers.
         actions: Names of the tokens that may be called; null for the tools, ANS, STO and RCL.
         max_steps: Actions after which an episode is truncated; null for no limit.
 
@@ -71,11 +66,7 @@ class TutorialEnv(RegisterEnv):
         self.max_steps = max_steps
 
     def check(self) -> None:
-        """Refuse a step limit or actions with which the goal that the last stage is graded on cannot be reached.
-
-        Raises:
-            ValueError: Names the option to change.
-        """
+        """Refuse a step limit or actions with which the goal that the last stage is graded on cannot be reached."""
         plan = _GRADED[len(self.stages) - 1]
         if self.max_steps is not None and self.max_steps < len(plan):
             raise ValueError(f"max_steps: got {self.max_steps}, expected at least {len(plan)}")
@@ -139,27 +130,20 @@ class TutorialEnv(RegisterEnv):
             actions: int64 ``[B, T]``; a negative action is padding and takes no step.
 
         Returns:
-            reward float32 ``[B]`` and steps int64 ``[B]``.
+            The reward, float32 ``[B]``, and the steps, int64 ``[B]``.
 
         Raises:
             ValueError: If a shape, type or stage is none of these.
         """
-        if operands.ndim != 2 or operands.shape[1] != OPERANDS or operands.dtype != torch.int64:
-            raise ValueError(
-                f"operands: got {operands.dtype} of shape {list(operands.shape)}, "
-                f"expected int64 of shape [problems, {OPERANDS}]"
-            )
-        if stage.shape != operands.shape[:1] or stage.dtype != torch.int64:
-            raise ValueError(
-                f"stage: got {stage.dtype} of shape {list(stage.shape)}, expected int64 of shape [{len(operands)}]"
-            )
+        rows = list(operands.shape[:1])
+        for name, given, shape in (("operands", operands, [*rows, OPERANDS]), ("stage", stage, rows)):
+            if given.dtype != torch.int64 or list(given.shape) != shape:
+                got = f"{given.dtype} of shape {list(given.shape)}"
+                raise ValueError(f"{name}: got {got}, expected int64 of shape {shape}")
         if bool(((stage < 0) | (stage > LAST_STAGE)).any()):
             raise ValueError(f"stage: got {stage.unique().tolist()}, expected values from 0 to {LAST_STAGE}")
-        zero = torch.zeros_like(stage)
-        problems = Problems(
-            number=zero, stage=stage, prompt=operands, prompt_length=zero, operands=operands, positions=operands,
-            length=zero + OPERANDS, target=zero, tree=zero.new_zeros(len(zero), 0, 4),
-        )  # fmt: skip
+        zero, tree = torch.zeros_like(stage), stage.new_zeros(len(stage), 0, 4)
+        problems = Problems(zero, stage, operands, zero, operands, operands, zero + OPERANDS, zero, tree)
         outcome = self.run_tokens(problems, actions)
         return tutorial_reward(problems, outcome), outcome.steps
 
@@ -167,27 +151,16 @@ class TutorialEnv(RegisterEnv):
 def tutorial_reward(problems: Problems, outcome: Outcome) -> Tensor:
     """The tutorial's shaped reward, float32 ``[B]``: 1 for its own idea of the target, and 0.2 for each part.
 
-    Only an answer is paid. A value that happens to equal several goals is paid for each of them, so the
-    reward can exceed 1.
+    Only an answer is paid, and one that happens to equal several goals for each of them: the reward can exceed 1.
     """
     a, b, c, d, e = _operands(problems).unbind(1)
-    goal0 = a * b
-    goal1 = goal0 + c
-    goal2 = goal1 - d
-    goal3 = d * e
-    goal4 = goal1 - goal3
-    goals = torch.stack([goal0, goal1, goal2, goal3, goal4], 1)  # [B, 5]
+    goals = torch.stack([a * b, a * b + c, a * b + c - d, d * e, a * b + c - d * e], 1)  # [B, 5]
     reached = (outcome.answer[:, None] == goals) & outcome.valued[:, None]
-    shaped = (_shares(goals.device).index_select(0, problems.stage) * reached).sum(1)
-    correct = reached.gather(1, problems.stage[:, None])[:, 0]
-    return correct + 0.2 * shaped
-
-
-def _shares(device: torch.device) -> Tensor:
-    """What each goal is worth, by stage, ``[3, 5]``."""
-    if device not in _SHARES_ON:  # to copy them in each update, a GPU would be waited for
-        _SHARES_ON[device] = torch.tensor(_SHARES, device=device)
-    return _SHARES_ON[device]
+    one, two, three, four, five = reached.float().unbind(1)
+    shaped = 0.25 * one + 0.5 * two + 0.75 * three * problems.stage.eq(1)
+    last = 0.2 * one + 0.4 * two + 0.6 * four + 0.6 * five
+    shaped = torch.where(problems.stage.eq(LAST_STAGE), last, shaped)
+    return reached.gather(1, problems.stage[:, None])[:, 0] + 0.2 * shaped
 
 
 def _operands(problems: Problems) -> Tensor:
