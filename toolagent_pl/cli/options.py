@@ -93,7 +93,7 @@ def check_dropped(words: Sequence[str], options: Mapping[str, Any]) -> None:
         options: What came of them, by full name.
 
     Raises:
-        ValueError: Names the option, and those that the class has.
+        ValueError: Names the option, and those that there are in its place.
     """
     for name in (_bare(word.partition("=")[0]) for word in words if word.startswith("--")):
         group = name.rpartition(".")[0]
