@@ -91,16 +91,14 @@ def test_an_apple_gpu_is_left_alone(monkeypatch):
 def test_predictions_replace_no_file_and_a_full_disk_is_named(trained, capsys):
     predict = ["predict", *TRAINED, f"--ckpt_path={trained}/checkpoints/last.ckpt", "--data.predict_problems=2"]
     Path("said.jsonl").write_text("precious")
-    assert "predictions.path: got said.jsonl, which is there already; expected another place, or" in refused(
-        capsys, *predict, "--predictions.path=said.jsonl"
-    )
+    said = refused(capsys, *predict, "--predictions.path=said.jsonl")
+    assert said.startswith("predictions.path: got said.jsonl, which is there already; expected another place, or")
     assert Path("said.jsonl").read_text() == "precious"
     main([*predict, "--predictions.path=said.jsonl", "--predictions.overwrite=true"])
     assert "precious" not in Path("said.jsonl").read_text()
     os.mkfifo("pipe")  # as any device
-    for words in (["--predictions.path=pipe"], ["--predictions.path=pipe", "--predictions.overwrite=true"]):
-        assert "predictions.path: got pipe, expected a file" in refused(capsys, *predict, *words)
-    assert Path("pipe").is_fifo()
+    said = refused(capsys, *predict, "--predictions.path=pipe", "--predictions.overwrite=true")
+    assert said.startswith("predictions.path: got pipe, expected a file")
     Path(f".full.jsonl.{os.getpid()}").symlink_to("/dev/full")  # where the file is written at first
     with pytest.raises(SystemExit) as stopped:
         main([*predict, "--predictions.path=full.jsonl"])
@@ -145,9 +143,7 @@ def test_auto_goes_on_with_the_newest_run_or_starts_one(capsys):
 
 
 @pytest.mark.parametrize(
-    "logger",
-    [["--trainer.logger=false"], ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=tables"], []],
-    ids=["no logger", "CSV", "TensorBoard"],
+    "logger", [["--trainer.logger=false"], ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=tables"], []]
 )
 def test_checkpoints_and_configuration_lie_in_one_place_whatever_the_logger(logger):
     Path("config.yaml").write_text("seed_everything: 3\n")
@@ -159,9 +155,6 @@ def test_checkpoints_and_configuration_lie_in_one_place_whatever_the_logger(logg
     main(["fit", *SMALL, *logger, "--config=config.yaml", "--ckpt_path=last", "--trainer.max_epochs=2"])
     assert batches_of(run / "checkpoints/last.ckpt") == 4
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
-    if logger:
-        main(["fit", *SMALL])
-        assert batches_of("lightning_logs/version_1/checkpoints/last.ckpt") == 2
     if Path("tables").exists():
         assert "test/T0_accuracy" in Path("tables/lightning_logs/version_0/metrics.csv").read_text()
 
@@ -214,10 +207,8 @@ def test_predict_writes_one_json_object_a_problem(trained):
     main(["predict", *TRAINED, f"--ckpt_path={trained}/checkpoints/last.ckpt"])
     lines = (trained / "checkpoints" / "last.predictions.jsonl").read_text().splitlines()
     assert len(lines) == 300
-    keys = {"stage", "problem", "target", "plan", "values", "answer", "solved"}
-    for line in lines:
-        one = json.loads(line)
-        assert keys <= set(one)
+    for one in map(json.loads, lines):
+        assert {"stage", "problem", "target", "plan", "values", "answer", "solved"} <= set(one)
         assert one["target"] == eval(one["problem"])
         assert len(one["plan"]) == len(one["values"])
         assert not one["solved"] or one["answer"] == one["target"]
@@ -238,22 +229,19 @@ def test_other_commands_take_the_configuration_of_the_checkpoint_and_leave_no_fo
 
 
 def test_the_table_counts_what_was_tried(capsys, monkeypatch):
+    """A sample where the stages were not learned, all where a run that is over is gone on with."""
     monkeypatch.delenv("COLUMNS", raising=False)  # lines stay whole where there is no terminal
     name = "a_stage_with_a_name_of_forty_characters_"
-    main(["fit", *SMALL, f"--env.stages=[T0,{{name: {name}, operators: 1}}]", "--data.test_problems=70"])
-    table = capsys.readouterr().out.split("Final greedy agent")[1]
-    assert re.search(r"T0 +1,000 +[\d,]+ +[\d.]+% +(-|[\d.]+) +all", table)
+    fit = ["fit", *SHORT, f"--env.stages=[T1,{{name: {name}, operators: 1}}]", "--data.test_problems=70"]
+    main(fit)
+    told, table = capsys.readouterr().out.split("Final greedy agent")
+    assert "Not all stages are known to be learned" in told
+    assert re.search(r"T1 +70 +[\d,]+ +[\d.]+% +(-|[\d.]+) +held out", table)
     assert re.search(rf"{name} +70 +\d+ +[\d.]+% +(-|[\d.]+) +held out", table)
-
-
-def test_a_run_that_is_over_is_tested_whole_when_it_is_gone_on_with(capsys):
-    options = ["fit", *SHORT, "--env.stages=[T1]"]
-    main(options)
-    assert re.search(r"Not all stages are known to be learned.*T1 +1,000 ", capsys.readouterr().out, re.DOTALL)
-    main([*options, "--ckpt_path=last"])
-    told = capsys.readouterr().out
+    main([*fit, "--ckpt_path=last"])
+    told, table = capsys.readouterr().out.split("Final greedy agent")
     assert "Not all stages" not in told
-    assert re.search(r"T1 +10,000 ", told)
+    assert re.search(r"T1 +10,000 +[\d,]+ +[\d.]+% +(-|[\d.]+) +all", table)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_step_and_checkpoint(tmp_path, monkeypatch, capsys):

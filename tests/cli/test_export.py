@@ -35,13 +35,11 @@ def test_a_folder_gets_a_card_of_the_results_by_shape_of_tree(tmp_path, capsys):
 
 
 def test_an_agent_that_is_told_the_stage_is_exported_too(tmp_path):
-    env = CalculatorEnv(["T0"], max_steps=3)
     options = {"stages": ["T0"], "max_steps": 3}
-    description = {
-        "env": {"class_path": "toolagent_pl.CalculatorEnv", "init_args": options},
-        "agent": {"class_path": "toolagent_pl.envs.tutorial.BlindAgent", "init_args": {"d": 4}},
-    }
-    write(tmp_path / "agent", BlindAgent(env, d=4), env, description, {})
+    env = CalculatorEnv(**options)
+    described = {"env": {"class_path": "toolagent_pl.CalculatorEnv", "init_args": options}}
+    described["agent"] = {"class_path": "toolagent_pl.envs.tutorial.BlindAgent", "init_args": {"d": 4}}
+    write(tmp_path / "agent", BlindAgent(env, d=4), env, described, {})
     words = ["--format", "safetensors", "--ckpt_path", str(tmp_path / "agent"), "--output", str(tmp_path / "new")]
     assert main([*words, "--test_problems", "50"]) == 0
     assert read(tmp_path / "new").description["figures"]["T0"]["tried"] == 50
@@ -51,10 +49,8 @@ def test_an_agent_that_is_told_the_stage_is_exported_too(tmp_path):
 def test_no_file_is_replaced_unless_it_is_asked_for(kind, file, tmp_path, capsys):
     (tmp_path / file[-1]).write_text("precious")
     assert main(["--format", kind, "--output", str(tmp_path)]) == 2
-    expected = (
-        f"error: output: got {tmp_path / file[-1]}, which is there already; expected another place, or --overwrite"
-    )
-    assert capsys.readouterr().err.strip() == expected
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: output: got {tmp_path / file[-1]}, which is there already; expected another")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
     if kind == "safetensors":  # the others take seconds
         assert main(["--format", kind, "--output", str(tmp_path), "--overwrite"]) == 0
@@ -65,40 +61,18 @@ def test_no_file_is_replaced_unless_it_is_asked_for(kind, file, tmp_path, capsys
     ("words", "expected"),
     [
         (["--format", "onnx", "--ckpt_path", "no.ckpt"], "error: ckpt_path: got no.ckpt, expected a checkpoint, or"),
-        (["--format", "onnx", "--ckpt_path", "last"], "error: ckpt_path: got last, expected a run, lightning_logs"),
         (["--format", "torch", "--test_problems", "-1"], "error: test_problems: got -1, expected at least 0"),
+        (["--format", "torch", "--allow_custom", "--ckpt_path", "custom"], "error: agent: got Scripted, which cannot"),
+        (["--format", "gguf"], "error: argument --format: invalid choice: 'gguf'"),
     ],
 )
 def test_what_cannot_be_done_ends_in_one_line(words, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(words) == 2
+    scripted().save_pretrained("custom")
+    with pytest.raises(SystemExit) as stopped:
+        raise SystemExit(main(words))
+    assert stopped.value.code == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(expected)
     assert (captured.out, captured.err.count("\n")) == ("", 1)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_agent_that_cannot_be_exported_ends_in_one_line(tmp_path, capsys):
-    scripted().save_pretrained(tmp_path / "agent")
-    words = [
-        "--format",
-        "torch",
-        "--allow_custom",
-        "--ckpt_path",
-        str(tmp_path / "agent"),
-        "--output",
-        str(tmp_path / "graphs"),
-    ]
-    assert main(words) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: agent: got Scripted, which cannot be exported (")
-    assert captured.err.count("\n") == 1
-    assert not (tmp_path / "graphs").exists()
-
-
-@pytest.mark.parametrize("words", [[], ["--format", "gguf"], ["--format", "onnx", "more"]])
-def test_words_that_are_no_command_end_in_one_line(words, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["custom"]

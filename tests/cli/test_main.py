@@ -38,15 +38,8 @@ def test_it_finds_tools_of_ones_own_in_the_working_directory(script, tmp_path, m
         "import torch\nfrom toolagent_pl import Tool\nMAX = Tool('MAX', 'max', 3, torch.maximum)\n"
     )
     tiny = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--data.batches_per_epoch=1", "--data.batch_size=64"]
-    tiny += ["--data.val_problems=20", "--data.test_problems=20", "--curriculum.stages=null"]
-    script(
-        "fit",
-        *tiny,
-        "--curriculum.ent_targets=null",
-        "--env.stages=[E1]",
-        "--env.unseen=[]",
-        "--env.tools=[near.MAX]",
-    )
+    tiny += ["--data.val_problems=20", "--data.test_problems=20"]
+    script("fit", *tiny, "--env.stages=[E1]", "--env.unseen=[]", "--env.tools=[near.MAX]")
     assert (tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt").is_file()
 
 

@@ -66,9 +66,9 @@ def test_a_trial_that_is_killed_is_tried_again(here, monkeypatch):
     tried = []
     monkeypatch.setattr(command, "run_trial", lambda _, trial: tried.append(trial.params) or 0.5)
     monkeypatch.setattr(command, "_write_best", lambda *_: None)
-    assert main(["--config=sweep.yaml", "--trials=1"]) == 0
-    assert [trial.state for trial in study().trials] == [TrialState.FAIL, TrialState.COMPLETE]
-    assert tried == [killed.params]
+    assert main(["--config=sweep.yaml", "--trials=2"]) == 0  # the killed one does not count
+    assert [trial.state for trial in study().trials] == [TrialState.FAIL, *[TrialState.COMPLETE] * 2]
+    assert killed.params in tried
 
 
 def test_processes_share_the_trials(here):
@@ -83,6 +83,16 @@ def test_processes_share_the_trials(here):
     assert len({trial.params["model.learning_rate"] for trial in done}) == len(done)
 
 
+def validated(report, *accuracies, max_epochs=9, stops=False):
+    """The trainer, after validations with these accuracies of two stages, at the last of which it stops."""
+    trainer = SimpleNamespace(should_stop=False, max_epochs=max_epochs)
+    for i, accuracy in enumerate(accuracies, start=1):
+        trainer.callback_metrics = {"val/T0_accuracy": accuracy, "val/T1_accuracy": accuracy, "val/T1_plan_length": 7.0}
+        trainer.should_stop |= stops and i == len(accuracies)
+        report.on_train_epoch_end(trainer, SimpleNamespace(epoch_is_whole=True))
+    return trainer
+
+
 def test_trials_that_fall_behind_are_pruned():
     shared = Sweep(SPACE, TINY, prune_after=1).open()
     for score in (0.9,) * 5:
@@ -90,25 +100,15 @@ def test_trials_that_fall_behind_are_pruned():
         for step in (1, 2, 3):
             trial.report(score, step)
         shared.tell(trial, score)
-    stopped = []
-    for accuracy in (0.1, 0.95):
-        report = Report(Sweep(SPACE, TINY), shared.ask())
-        trainer = SimpleNamespace(callback_metrics={"val/T0_accuracy": accuracy}, should_stop=False, max_epochs=9)
-        report.on_train_epoch_end(trainer, SimpleNamespace(epoch_is_whole=True))
-        report.on_train_epoch_end(trainer, SimpleNamespace(epoch_is_whole=True))
-        stopped.append((report.pruned, trainer.should_stop))
-    assert stopped == [(True, True), (False, False)]
+    for accuracy, prune_after, pruned in ((0.1, 1, True), (0.95, 1, False), (0.1, None, False)):
+        report = Report(Sweep(SPACE, TINY, prune_after=prune_after), shared.ask())
+        trainer = validated(report, accuracy, accuracy)
+        assert (report.pruned, trainer.should_stop) == (pruned, pruned)
 
 
 def test_a_run_that_ends_early_counts_as_if_its_last_value_had_lasted():
-    report = Report(Sweep(SPACE, TINY, prune_after=None), Sweep(SPACE, TINY, prune_after=None).open().ask())
-    metrics = {"val/T0_accuracy": 0.2, "val/T1_accuracy": 0.4, "val/T1_plan_length": 7.0}
-    trainer = SimpleNamespace(callback_metrics=metrics, should_stop=False, max_epochs=4)
-    report.on_train_epoch_end(trainer, SimpleNamespace(epoch_is_whole=True))
-    assert report.score == pytest.approx(0.3)
-    metrics |= {"val/T0_accuracy": 1.0, "val/T1_accuracy": 1.0}
-    trainer.should_stop = True
-    report.on_train_epoch_end(trainer, SimpleNamespace(epoch_is_whole=True))
+    report = Report(sweep := Sweep(SPACE, TINY), sweep.open().ask())
+    validated(report, 0.3, 1.0, max_epochs=4, stops=True)
     assert report.score == pytest.approx((0.3 + 3) / 4)
 
 
@@ -146,10 +146,7 @@ def test_the_space_may_be_nested_and_take_classes_and_lists():
         ({"storage": "sqlite:///sweep.yaml"}, "storage: got sqlite:///sweep.yaml, expected the database of a sweep"),
         ({"directory": "/dev/null"}, "storage: got sqlite:////dev/null/study.db, expected the database of a sweep"),
         ({"directory": "mine"}, "directory: got mine, whose best.yaml is not of a sweep; expected another"),
-        (
-            {"directory": "other", "fit": [*TINY, "--data.val_problems=30"]},
-            "of a sweep with another fit, expected anot",
-        ),
+        ({"directory": "other", "fit": [*TINY, "--data.val_problems=30"]}, "of a sweep with another fit, expected"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

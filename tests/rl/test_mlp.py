@@ -77,8 +77,3 @@ def test_actions_that_are_not_allowed_are_never_taken_nor_counted(recurrent):
         most = mask.sum(2).double().log()
         assert (afterwards.entropy <= most + 1e-5)[rollout.mask].all()
         assert_close(afterwards.entropy[rollout.mask], most.float()[rollout.mask], rtol=0.05, atol=0.05)  # nearly even
-
-
-def test_a_width_out_of_range_is_refused():
-    with pytest.raises(ValueError, match=r"^hidden: got 0, expected at least 1"):
-        MLPAgent(Room(), hidden=0)

@@ -43,37 +43,25 @@ def test_a_draw_depends_on_its_counter_alone():
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-@pytest.mark.parametrize("seed", [0, 2**31])
-def test_draws_are_uniform(seed, purpose):
-    assert 0.5 < chi_square(random_below(seed, purpose, COUNTER, torch.tensor(100)), 100) < 1.6
-    assert 0.5 < chi_square((random_uniform(seed, purpose, COUNTER) * 64).long(), 64) < 1.6
-    assert 0.5 < chi_square(random_bits(seed, purpose, COUNTER) & 63, 64) < 1.6
-
-
-def test_successive_draws_are_unrelated():
-    digits = random_below(3, Purpose.ACTION, COUNTER, torch.tensor(10))
-    assert 0.5 < chi_square(10 * digits[:-1] + digits[1:], 100) < 1.6
+def test_draws_are_uniform(purpose):
+    assert 0.5 < chi_square(random_below(2**31, purpose, COUNTER, torch.tensor(100)), 100) < 1.6
+    assert 0.5 < chi_square((random_uniform(2**31, purpose, COUNTER) * 64).long(), 64) < 1.6
+    assert 0.5 < chi_square(random_bits(2**31, purpose, COUNTER) & 63, 64) < 1.6
 
 
 @pytest.mark.parametrize(
-    ("seed", "purpose"), [(1, Purpose.PROBLEM), (256, Purpose.PROBLEM), (0, Purpose.STAGE), (0, Purpose.ACTION)]
+    ("seed", "purpose", "first"),
+    [(0, Purpose.PROBLEM, 1), (1, Purpose.PROBLEM, 0), (256, Purpose.PROBLEM, 0), (0, Purpose.STAGE, 0)],
 )
-def test_other_seeds_and_purposes_are_unrelated(seed, purpose):
+def test_successive_draws_and_other_seeds_and_purposes_are_unrelated(seed, purpose, first):
     one = random_below(0, Purpose.PROBLEM, COUNTER, torch.tensor(10))
-    other = random_below(seed, purpose, COUNTER, torch.tensor(10))
+    other = random_below(seed, purpose, COUNTER + first, torch.tensor(10))
     assert 0.5 < chi_square(10 * one + other, 100) < 1.6
 
 
 def test_sequences_do_not_overlap():
     draws = [random_bits(seed, purpose, COUNTER[:5000]) for seed in range(20) for purpose in Purpose]
     assert len(torch.cat(draws).unique()) == 20 * len(Purpose) * 5000
-
-
-@given(st.lists(st.integers(1, 2**62), min_size=1, max_size=20))
-def test_integers_stay_below_their_bounds(bounds):
-    bound = torch.tensor(bounds)
-    drawn = random_below(4, Purpose.PROBLEM, torch.arange(len(bounds)), bound)
-    assert ((drawn >= 0) & (drawn < bound)).all()
 
 
 def test_uniform_numbers_never_reach_their_bounds():

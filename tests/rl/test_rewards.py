@@ -65,9 +65,8 @@ without_padding = st.lists(st.integers(0, Token.EOS) | st.sampled_from(PLAIN.act
 def test_progress_is_that_of_a_symbolic_calculation(cases, max_steps):
     cases = [(text, [action for action in plan if action >= 0] + [ANS]) for text, plan in cases]
     texts, plans = zip(*cases, strict=True)
-    rewards = paid(
-        PROGRESS, CalculatorEnv(actions=EVERYTHING, max_steps=max_steps), Problems.from_expressions(texts), plans
-    )
+    env = CalculatorEnv(actions=EVERYTHING, max_steps=max_steps)
+    rewards = paid(PROGRESS, env, Problems.from_expressions(texts), plans)
     for row, (text, plan) in zip(rewards, cases, strict=True):
         operands = [int(leaf) for leaf in parse(text, PLAIN).leaves]
         symbols = Calculator(range(len(operands)), max_steps, join=lambda *nested: nested)
@@ -109,37 +108,20 @@ def test_a_full_plan_earns_the_outcome_and_each_operator_once(text):
         ("2*2", [ADD, ANS], [0, 1]),  # right by luck: no progress
         ("0+3*1", [ADD, MUL, ANS], [0, 0, 1]),
         ("2*3+4", [MUL, MUL, ANS], [WEIGHT, 0, 0]),
-        ("2*3+4", [MUL, MUL, ADD, SUB], [WEIGHT, 0, 0, 0]),
         ("2*3", [MUL, MUL, MUL, ANS], [WEIGHT, 0, 0, 1]),  # once
         ("2*3", [MUL, ANS, MUL, ANS], [WEIGHT, 1, 0, 0]),
         ("(2*3)-(2*3)", [MUL, STO, MUL, RCL, SUB, ANS], [WEIGHT, 0, WEIGHT, 0, WEIGHT, 1]),
         ("1-(2*3)", [SUB, MUL, ANS], [0, 0, 0]),
-        ("(9-5)-3", [STO, SUB, RCL, SUB, ANS], [0, 0, 0, 0, 0]),
         ("2-2", [STO, STO, RCL, RCL, SUB, ANS], [0, 0, 0, 0, WEIGHT, 1]),
-        ("2-2", [SUB], [WEIGHT]),
+        ("7", [STO, RCL, ANS], [0, 0, 1]),  # no operators
     ],
 )
 def test_progress_by_example(text, plan, rewards):
     assert paid_for(text, plan) == rewards
+    assert paid_for(text, plan, max_steps=1) == [rewards[0], *[0] * (len(plan) - 1)]
 
 
-def test_a_problem_without_operators_pays_its_outcome():
-    assert paid_for("7", [STO, RCL, ANS]) == [0, 0, 1]
-    problems = Problems.from_expressions(["7", "2*3"])
-    rewards = paid(
-        PROGRESS, CalculatorEnv(actions=EVERYTHING, max_steps=3), problems, [[STO, RCL, ANS], [MUL, ANS, ANS]]
-    )
-    assert rewards == [[0, 0, 1], [WEIGHT, 1, 0]]
-
-
-def test_progress_is_not_paid_after_the_step_limit():
-    assert paid_for("2*3+4", [MUL, ADD, ANS], max_steps=1) == [WEIGHT, 0, 0]
-
-
-@given(
-    st.integers(0, 2),
-    st.lists(st.tuples(st.integers(0, 99_999), without_padding), min_size=1, max_size=12),
-)
+@given(st.integers(0, 2), st.lists(st.tuples(st.integers(0, 99_999), without_padding), min_size=1, max_size=12))
 def test_the_tutorial_pays_at_the_last_step(stage, cases):
     index, plans = zip(*cases, strict=True)
     problems = TutorialEnv().stages_on(torch.device("cpu")).all_problems(stage, torch.tensor(index) % 1000 * 10**stage)

@@ -46,20 +46,18 @@ def test_a_saved_agent_is_loaded_again(tmp_path):
     assert (description["agent"], description["seed"]) == (solver.description["agent"], 3)
     loaded = Solver.from_pretrained(folder, allow_custom=True)
     assert loaded.solve("2*(3+4)") == solver.solve("2*(3+4)")
-    loaded.save_pretrained(tmp_path / "again", seed=4)
-    assert json.loads((tmp_path / "again" / "config.json").read_text()) == {**description, "seed": 4}
+    loaded.save_pretrained(folder, overwrite=True, seed=4)
+    assert json.loads((folder / "config.json").read_text()) == {**description, "seed": 4}
     with pytest.raises(ValueError, match="facts: got env, expected names other than"):
         solver.save_pretrained(tmp_path, env="mine.Room")
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_no_file_is_replaced_unless_it_is_asked_for(tmp_path, file):
+def test_no_file_is_replaced(tmp_path, file):
     (tmp_path / file).write_text("precious")
     with pytest.raises(ValueError, match=f"^directory: got .*{file}, which is there already; .* or overwrite=True$"):
         scripted().save_pretrained(tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
-    scripted().save_pretrained(tmp_path, overwrite=True)
-    assert Solver.from_pretrained(tmp_path, allow_custom=True).solve("2*3").correct
 
 
 def test_code_from_outside_of_the_package_runs_only_on_demand(tmp_path, monkeypatch):
@@ -70,13 +68,10 @@ def test_code_from_outside_of_the_package_runs_only_on_demand(tmp_path, monkeypa
     for description in (
         {**READER, "agent": {"class_path": "trap.Agent"}},
         {**READER, "env": {"class_path": "trap.Env"}},
-        {**READER, "env": {**env, "init_args": {"tools": ["MUL", "trap.MAX"]}}},
         {**READER, "env": {**env, "init_args": {"tools": ["MUL", "trap:MAX"]}}},
         {**READER, "agent": {**READER["agent"], "init_args": {"parts": [{"of": "trap.Part"}]}}},
     ):
-        with pytest.raises(
-            ValueError, match=r"^agent: got trap.*, code from outside of toolagent_pl; .* --allow_custom"
-        ):
+        with pytest.raises(ValueError, match=r"^agent: got trap.*, code from outside of toolagent_pl; .* --allow_cust"):
             build(SavedAgent(description, {}))
     with pytest.raises(ValueError, match="tools: got trap, expected MUL, ADD, SUB or the path of a Tool"):
         build(SavedAgent({**READER, "env": {**env, "init_args": {"tools": ["trap"]}}}, {}))
@@ -107,23 +102,13 @@ def test_loading_leaves_the_random_numbers_of_others_alone(weights):
     ("parts", "expected"),
     [
         ({"env": None}, "env: got None, expected class_path and init_args of a class"),
-        ({"agent": {"class_path": "os"}}, "expected class_path and init_args of a class"),
-        ({"agent": {"class_path": "toolagent_pl.Solver"}}, "toolagent_pl.Solver, expected a class derived from Agent"),
         ({"agent": {"class_path": "toolagent_pl.rl.saved.os.system"}}, "expected a class derived from Agent"),
-        (
-            {"agent": {"class_path": "toolagent_pl.agents.No"}},
-            "agent: got toolagent_pl.agents.No, which cannot be built",
-        ),
-        (
-            {"agent": {"class_path": "toolagent_pl.rl.agent.Agent"}},
-            "toolagent_pl.rl.agent.Agent, which cannot be built",
-        ),
+        ({"agent": {"class_path": "toolagent_pl.No"}}, "agent: got toolagent_pl.No, which cannot be built"),
         ({"agent": {"class_path": "toolagent_pl.rl.MLPAgent"}}, "agent: got weights that do not fit MLPAgent"),
         ({"env": {"class_path": "toolagent_pl.envs.calculator.Reader"}}, "expected a class derived from Env"),
         ({"env": {"class_path": CALCULATOR, "init_args": {"depth": 2}}}, "TypeError: "),
         ({"env": {"class_path": CALCULATOR, "init_args": [2]}}, "expected class_path and init_args of a class"),
         ({"env": {"class_path": CALCULATOR, "init_args": {"tools": ["DIV"]}}}, "tools: got DIV"),
-        ({"env": {"class_path": CALCULATOR, "init_args": {"stages": [{"x": 1}]}}}, "TypeError: "),
     ],
 )
 def test_descriptions_that_make_no_agent_are_refused_in_one_line(weights, parts, expected):
@@ -133,15 +118,12 @@ def test_descriptions_that_make_no_agent_are_refused_in_one_line(weights, parts,
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "half", "deep"])
-def test_damaged_folders_are_refused_in_one_line(tmp_path, name, damage):
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[" * 100_000])
+def test_damaged_folders_are_refused_in_one_line(tmp_path, name, content):
     untrained().save_pretrained(tmp_path)
-    file = tmp_path / name
-    content = file.read_bytes()
-    if damage == "missing":
-        file.unlink()
-    else:
-        file.write_bytes({"empty": b"", "half": content[: len(content) // 2], "deep": b"[" * 100_000}[damage])
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"^ckpt_path: got ") as refused:
         read(tmp_path)
     assert "\n" not in str(refused.value)
@@ -156,15 +138,10 @@ def test_a_checkpoint_of_a_run_is_loaded_with_its_configuration(run, weights):
     assert not agent.training
 
 
-def test_no_agent_stands_for_that_of_the_environment(run):
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["model"]["agent"] = None
-    config["env"]["class_path"] = "toolagent_pl.TutorialEnv"
-    config["env"]["init_args"] = {"stages": ["T0"]}
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    found = read(run / "checkpoints" / "last.ckpt")
+def test_no_agent_stands_for_that_of_the_environment(weights):
+    tutorial = {"class_path": "toolagent_pl.TutorialEnv", "init_args": {"stages": ["T0"]}}
     with pytest.raises(ValueError, match="agent: got weights that do not fit BlindAgent"):
-        build(found)
+        build(SavedAgent({"env": tutorial, "agent": None}, weights))
 
 
 def test_checkpoints_that_are_none_are_refused_in_one_line(run):

@@ -31,7 +31,7 @@ examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser("export", description="Write a trained agent for other programs.", epilog=EXAMPLES)
+    parser = CommandParser("export", "Write a trained agent for other programs.", EXAMPLES)
     parser.add_argument(
         "--format",
         choices=(*graphs.FORMATS, "safetensors"),
@@ -59,14 +59,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit status.
-
-    Args:
-        arguments: The words after ``export``.
-    """
-    options = _parser().parse_args(arguments)
+    """Run the command with these words, and return its exit status."""
     try:
-        print(_export(options))
+        print(_export(_parser().parse_args(arguments)))
     except (ValueError, OSError) as error:
         return failed(error)
     return 0

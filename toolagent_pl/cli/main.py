@@ -62,12 +62,7 @@ class ArgumentParser(LightningArgumentParser):
 
 
 class ToolAgentCLI(LightningCLI):
-    """LightningCLI with an environment, this project's callbacks, and a report at the end of ``fit``.
-
-    Args:
-        args: Words of the command line; None for those that the process was started with.
-        kwargs: Those of LightningCLI.
-    """
+    """LightningCLI with an environment, this project's callbacks, and a report at the end of ``fit``."""
 
     def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
         self.words = list(sys.argv[1:] if args is None else args)
@@ -170,11 +165,7 @@ class ToolAgentCLI(LightningCLI):
             stop(f"trainer: {error}")
 
     def check_run(self) -> None:
-        """Refuse what cannot be run, before anything is written, or any other rank is started.
-
-        Raises:
-            ValueError: If it cannot; names the option.
-        """
+        """Refuse what cannot be run, by a ValueError, before anything is written or any other rank is started."""
         check_devices(self.trainer)
         self.datamodule.check_split(self.trainer.world_size)
         if self.subcommand == "fit":
@@ -219,15 +210,10 @@ class ToolAgentCLI(LightningCLI):
 def main(
     args: list[str] | None = None, cli: Callable[..., ToolAgentCLI] = ToolAgentCLI, **options: Any
 ) -> ToolAgentCLI:
-    """Run a command.
+    """Run a command, by what ``cli`` makes of its words and these options, and return that.
 
     Args:
         args: Words of the command line; None for those that the process was started with.
-        cli: What runs it.
-        options: Of that, in place of the ones here.
-
-    Returns:
-        What has run it.
     """
     keep_freed_memory()
     silence()

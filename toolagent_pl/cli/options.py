@@ -9,19 +9,6 @@ import yaml
 from jsonargparse import Namespace
 
 DEFAULT_ENV = "toolagent_pl.envs.calculator.CalculatorEnv"
-GROUPS = [
-    "trainer",
-    "env",
-    "model",
-    "data",
-    "curriculum",
-    "annealing",
-    "solved",
-    "checkpoint",
-    "samples",
-    "pictures",
-    "predictions",
-]
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -41,11 +28,14 @@ def default_run() -> dict[str, Any]:
     return found
 
 
+GROUPS = [name for name, options in default_run().items() if isinstance(options, dict)]
+
+
 def default_options() -> dict[str, Any]:
     """The same by option; a class with its options is one."""
     run = default_run()
-    groups = {name: options for name, options in run.items() if isinstance(options, dict) and name != "env"}
-    return {"env": run["env"]} | {f"{name}.{key}": value for name in groups for key, value in groups[name].items()}
+    options = {f"{name}.{key}": value for name in GROUPS for key, value in run[name].items() if name != "env"}
+    return {"env": run["env"], **options}
 
 
 def given(words: Sequence[str]) -> dict[str, Any]:
@@ -103,7 +93,7 @@ def check_dropped(words: Sequence[str], options: Mapping[str, Any]) -> None:
         options: What came of them, by full name.
 
     Raises:
-        ValueError: Names the option, and those that the class has.
+        ValueError: Names the option, and those that there are in its place.
     """
     for name in (_bare(word.partition("=")[0]) for word in words if word.startswith("--")):
         group = name.rpartition(".")[0]

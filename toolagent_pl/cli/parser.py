@@ -10,22 +10,12 @@ USAGE_ERROR = 2
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Says in one line what is wrong.
-
-    Args:
-        command: The word behind ``python -m toolagent_pl``.
-        description: Of the command.
-        epilog: Printed below its options.
-    """
+    """Reads what stands behind ``python -m toolagent_pl COMMAND``; says in one line what is wrong."""
 
     def __init__(self, command: str, description: str, epilog: str) -> None:
-        super().__init__(
-            prog=f"python -m toolagent_pl {command}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-            description=description,
-            epilog=epilog,
-        )
+        kind = argparse.RawDescriptionHelpFormatter
+        prog = f"python -m toolagent_pl {command}"
+        super().__init__(prog, None, description, epilog, formatter_class=kind, allow_abbrev=False)
         self.command = command
 
     def error(self, message: str) -> NoReturn:

@@ -34,11 +34,8 @@ examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        "solve",
-        description="Solve arithmetic expressions with a trained agent, and show how it does it.",
-        epilog=EXAMPLES,
-    )
+    about = "Solve arithmetic expressions with a trained agent, and show how it does it."
+    parser = CommandParser("solve", about, EXAMPLES)
     parser.add_argument(
         "expressions",
         nargs="+",
@@ -60,11 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit status.
-
-    Args:
-        arguments: The words after ``solve``.
-    """
+    """Run the command with these words, and return its exit status."""
     # An expression that begins with a minus is none, and shall be told so: argparse would take it for an option.
     words = [f" {word}" if re.match(r"-[\d(.]", word) else word for word in arguments]
     parser = _parser()

@@ -279,11 +279,7 @@ def _suggested(trial: optuna.Trial, option: str, one: Distribution) -> Any:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit status.
-
-    Args:
-        arguments: The words after ``sweep``.
-    """
+    """Run the command with these words, and return its exit status."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")

@@ -58,11 +58,9 @@ def check_new(option: str, files: Iterable[Path], otherwise: str = "--overwrite"
 
 
 def _check_archive(path: str | Path) -> None:
-    """Compare the content with its checksums, which PyTorch writes but does not read.
+    """Refuse content that differs from its checksums, which PyTorch writes but does not read, or is compressed.
 
-    Raises:
-        ValueError: If they differ, or something is compressed: PyTorch never does, and a little can unpack to a lot.
-        zipfile.BadZipFile: If it is no archive. The formats of PyTorch before 1.6 are not read at all.
+    PyTorch never compresses, and a little can unpack to a lot. Its formats before 1.6, no archives, are not read.
     """
     with zipfile.ZipFile(path) as archive:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()) or archive.testzip():
@@ -70,11 +68,7 @@ def _check_archive(path: str | Path) -> None:
 
 
 def _check_storages(path: str | Path, content: Any) -> None:
-    """Compare what tensors take with what is there, which older PyTorch (2.8) does not: it reads past the end.
-
-    Raises:
-        ValueError: If all of them together take more.
-    """
+    """Refuse tensors that together take more than there is: older PyTorch (2.8) reads past the end."""
     storages = [leaf.untyped_storage() for leaf in tree_leaves(content) if isinstance(leaf, Tensor)]
     taken = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     with zipfile.ZipFile(path) as archive:

@@ -76,11 +76,7 @@ def _custom(value: Any) -> Iterator[str]:
 
 
 def _built(part: str, base: type, given: Any, *arguments: Any) -> Any:
-    """An object of the class that a part of a description names.
-
-    Raises:
-        ValueError: If there is no such class, or it refuses its arguments.
-    """
+    """An object of the class that a part of a description names."""
     path, options = (given.get("class_path"), given.get("init_args") or {}) if isinstance(given, dict) else (None, {})
     if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", path) or not isinstance(options, dict):
         raise ValueError(f"{part}: got {str(given)[:100]}, expected class_path and init_args of a class")
@@ -207,8 +203,7 @@ def write(
 def download(name: str, **options: Any) -> Path:
     """The folder of an agent on the Hugging Face Hub, ``owner/name``, downloaded unless it was before.
 
-    Args:
-        options: Of ``huggingface_hub.snapshot_download``: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+    ``options`` are those of ``huggingface_hub.snapshot_download``, as for ``Solver.from_pretrained``.
 
     Raises:
         ValueError: If ``huggingface_hub`` is not installed.
@@ -226,12 +221,7 @@ def push(
     private: bool | None = None,
     token: str | None = None,
 ) -> None:
-    """Write an agent to the Hugging Face Hub, into a repository ``owner/name`` that is made if it is not there.
-
-    Args:
-        description, facts, usage: As for ``write``.
-        private: Whether a new repository is; None for what the owner's default is.
-        token: To be known by; None for that of ``hf auth login``.
+    """Write an agent, as ``write`` does, to the Hugging Face Hub; see ``Solver.push_to_hub`` for the rest.
 
     Raises:
         ValueError: If ``huggingface_hub`` is not installed, or as for ``write``.
