@@ -141,11 +141,7 @@ class Calculator(SingleEnv):
         return self._observation(), self._info()
 
     def step(self, action: np.int64) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
-        """Take an action.
-
-        Raises:
-            ValueError: If it is none.
-        """
+        """Take an action; a number that is none is a ValueError."""
         number, one, reward = operator.index(action), self._calculator, 0.0
         if not 0 <= number < len(self.action_names):
             raise ValueError(f"action: got {number}, expected 0 to {len(self.action_names) - 1}")

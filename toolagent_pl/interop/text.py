@@ -132,11 +132,7 @@ class TextCalculator:
 
 
 def check_whole(**numbers: Any) -> None:
-    """Refuse what is not the number of a problem, from a data set or over a network; None is accepted.
-
-    Raises:
-        ValueError: Names the number.
-    """
+    """Refuse what is not the number of a problem, by a ValueError with its name; None is accepted."""
     for name, number in numbers.items():
         if not (number is None or (isinstance(number, Integral) and 0 <= int(number) <= MAX_NUMBER)):
             raise ValueError(f"{name}: got {number!r}, expected a whole number from 0 to {MAX_NUMBER}")
@@ -209,9 +205,7 @@ def prompt(environment: type[TextCalculator]) -> str:
 def dataset(environment: type[TextCalculator], count: int, seed: int = 0, first: int = 0) -> list[dict[str, Any]]:
     """Rows of a data set, as in ``datasets.Dataset.from_list(dataset(...))``: a prompt, and what ``reset`` takes.
 
-    Args:
-        environment: Whose problems these are, ``count`` from number ``first`` on.
-        seed: Of the run that has these problems, from 0 to 2^56 - 1.
+    The problems are ``count`` from number ``first`` on, of a run with this seed, from 0 to 2^56 - 1.
     """
     message = {"role": "user", "content": prompt(environment)}
     found = [environment._problem(number, None, seed) for number in range(first, first + count)]

@@ -1,7 +1,6 @@
 """Arithmetic expressions over tools: parsing, writing, and the reference plan.
 
-The operands of an expression lie on a tape in the order in which they are written, and each of its operators covers a
-span of that tape.
+Operands lie on a tape in the order in which they are written, and each operator covers a span of that tape.
 """
 
 import math
@@ -194,12 +193,10 @@ def value_bound(operands: Sequence[int], tree: Sequence[Operator]) -> int:
     most = max(bounds)
     for token, start, split, _ in tree:
         left, right = bounds[start], bounds[split]
-        if token == Token.MUL:
-            bounds[start] = left * right
-        elif token in (Token.ADD, Token.SUB):
+        if token in (Token.ADD, Token.SUB):
             bounds[start] = left + right
-        else:  # see ``Tool``
-            bounds[start] = max(left, 2) * max(right, 2)
+        else:  # see ``Tool`` for those that are not MUL
+            bounds[start] = left * right if token == Token.MUL else max(left, 2) * max(right, 2)
         most = max(most, bounds[start])
     return most
 

@@ -129,11 +129,8 @@ class Solver:
 
         Args:
             name: The folder; or a name on the Hub, ``owner/name``, for which the package ``huggingface_hub`` is needed.
-            allow_custom: As for ``from_checkpoint``.
+            allow_custom: As for ``from_checkpoint``, and so are the errors.
             options: For the Hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
-
-        Raises:
-            ValueError, OSError: As for ``from_checkpoint``, or if it cannot be downloaded.
         """
         folder = Path(name).expanduser()
         return cls.from_checkpoint(folder if folder.is_dir() else saved.download(str(name), **options), allow_custom)
@@ -151,7 +148,6 @@ class Solver:
         Raises:
             ValueError: If the solver has no description, a fact has a name that the format uses otherwise, or a file is
                 there already.
-            OSError: If it cannot be written.
         """
         saved.write(directory, self.agent, self.env, self._described(), facts, overwrite, USAGE)
 
@@ -162,10 +158,7 @@ class Solver:
             name: ``owner/name``; the repository is made if it is not there.
             private: Whether a new repository is; None for what the owner's default is.
             token: To be known by; None for that of ``hf auth login``.
-            facts: As for ``save_pretrained``.
-
-        Raises:
-            ValueError: As for ``save_pretrained``, or if the package is not there.
+            facts: As for ``save_pretrained``, and so are the errors.
         """
         saved.push(name, self.agent, self.env, self._described(), facts, USAGE, private, token)
 
