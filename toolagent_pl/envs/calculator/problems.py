@@ -83,7 +83,8 @@ class Problems(NamedTuple):
 
         Args:
             tools: Those that the expressions are made of.
-            minimal_brackets: Leave out of the prompts brackets that say nothing, as stages do.
+            minimal_brackets: Leave out of the prompts brackets that say nothing, as stages do; else only where an
+                expression has a call such as ``max(3,4)``, which a prompt has as ``3 max 4``.
 
         Raises:
             ExpressionError: If an expression cannot be read, or its value might not fit into int64.
@@ -94,7 +95,8 @@ class Problems(NamedTuple):
         prompts, trees = [], []
         for text in expressions:
             trees.append(tree := parse(text, vocabulary))
-            prompts.append(minimal_tokens(tree, vocabulary) if minimal_brackets else written_tokens(text, vocabulary))
+            minimal = minimal_brackets or "," in text
+            prompts.append(minimal_tokens(tree, vocabulary) if minimal else written_tokens(text, vocabulary))
             if magnitude_bound([int(leaf) for leaf in tree.leaves]) > INT64_MAX:
                 raise refused(text, "a value on the way might not fit into 64 bits")
         return cls.from_trees(prompts, trees, vocabulary)

@@ -236,12 +236,6 @@ class Solver:
 
 def stays_in_int64(env: CalculatorEnv, rollout: Rollout) -> list[bool]:
     """Whether no value on the way of each plan can have left int64: a wrong plan might wrap round to the answer."""
-    problems = rollout.problems
-    there = torch.arange(problems.operands.shape[1]) < problems.length[:, None]
-    most = torch.where(there, problems.operands.double().clamp(min=2), 1.0).prod(1)  # as in ``magnitude_bound``
-    safe = most.lt(BEYOND)
-    if safe.all():
-        return safe.tolist()
 
     def bound(tool: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Of the magnitude of a result, from those of what it is made of; see ``value_bound``."""
@@ -251,9 +245,9 @@ def stays_in_int64(env: CalculatorEnv, rollout: Rollout) -> list[bool]:
         most = torch.where(tool.eq(Token.ADD) | tool.eq(Token.SUB), one + other, most)
         return torch.where(tool.eq(COPY), left, most.clamp(max=BEYOND).long())
 
-    state = env.reset(problems)
-    fits = torch.ones_like(safe)
+    state = env.reset(rollout.problems)
+    fits = torch.ones_like(rollout.solved)
     for action in rollout.visible_actions.T:
         state = env.step(state, action, combine=bound)
         fits &= state.value.lt(BEYOND)
-    return (safe | fits).tolist()
+    return fits.tolist()
