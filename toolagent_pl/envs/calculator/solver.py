@@ -1,6 +1,7 @@
 """A trained agent at work: from written expressions to plans, answers and what the tools computed on the way."""
 
 import copy
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,15 +193,20 @@ class Solver:
     def attempt(self, expressions: Sequence[str]) -> list[ArithmeticEpisode | ExpressionError]:
         """An episode for each expression, with the positions looked at; the error in place of each that is refused."""
         found: dict[int, ArithmeticEpisode | ExpressionError] = {}
-        tasks = []
-        for position, text in enumerate(expressions):
-            try:
-                tasks.append(self._read(position, text))
-            except ExpressionError as error:
-                found[position] = error
-        tasks.sort(key=lambda task: (len(task.expression.leaves), len(task.prompt)))
-        for start in range(0, len(tasks), BATCH):
-            found.update(self._act(tasks[start : start + BATCH]))
+        tasks, collects = [], gc.isenabled()
+        gc.disable()  # to look for garbage among so many objects takes as long as to make them
+        try:
+            for position, text in enumerate(expressions):
+                try:
+                    tasks.append(self._read(position, text))
+                except ExpressionError as error:
+                    found[position] = error
+            tasks.sort(key=lambda task: (len(task.expression.leaves), len(task.prompt)))
+            for start in range(0, len(tasks), BATCH):
+                found.update(self._act(tasks[start : start + BATCH]))
+        finally:
+            if collects:
+                gc.enable()
         return [found[position] for position in range(len(expressions))]
 
     def _act(self, tasks: Sequence[_Task]) -> Iterator[tuple[int, ArithmeticEpisode | ExpressionError]]:
