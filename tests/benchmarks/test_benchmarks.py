@@ -169,22 +169,20 @@ def test_expressions_are_read_from_questions():
     assert read("Calculate -7 - -1 * ( -3 + 2 ).", signed=True) == "(0-7) -(0-1) * ((0-3) + 2 )"
 
 
-class Calculator:
-    """Answers all but single numbers, and all sums of two wrongly."""
+def test_reasoning_gym_scores_what_is_within_the_language():
+    pytest.importorskip("reasoning_gym")
 
-    def solve(self, expressions):
+    def solve(expressions):  # all sums of two wrongly
         targets = Problems.from_expressions(expressions).target.tolist()
         wrong = [len(text.split()) == 3 for text in expressions]
         return [SimpleNamespace(answer=target + off) for target, off in zip(targets, wrong, strict=True)]
 
-
-def test_reasoning_gym_scores_what_is_within_the_language():
-    pytest.importorskip("reasoning_gym")
+    solver = SimpleNamespace(solve=solve)
     options = {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 2}
-    result = reasoning_gym_eval.evaluate(Calculator(), "chain_sum", options, 50, 0)
+    result = reasoning_gym_eval.evaluate(solver, "chain_sum", options, 50, 0)
     assert result["within_the_language"] == result["answered"] == 50
     assert 0 < result["right"] < 50
-    result = reasoning_gym_eval.evaluate(Calculator(), "basic_arithmetic", options, 50, 0)
+    result = reasoning_gym_eval.evaluate(solver, "basic_arithmetic", options, 50, 0)
     assert 0 < result["within_the_language"] < 50
     assert result["score_of_all"] < result["score"]
 

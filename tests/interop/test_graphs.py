@@ -27,7 +27,7 @@ AGENTS = {
     "BlindAgent": lambda: BlindAgent(ENV),
 }
 ALL = [*((name, "onnx") for name in AGENTS), ("Reader", "torch"), ("TransformerReader", "torch")]
-CASES = [*ALL[1:5]]  # each agent in one format; the one that comes with the package is a Reader for ONNX
+CASES = ALL[1:5]  # each agent in one format; the one that comes with the package is a Reader for ONNX
 LONE = ["7", "42"]  # a tape of one operand, a prompt of two tokens
 MIXED = ["1-2", "(1+2)*(34-5)", "9", "1-(2-(3-(4-(5-6*7))))"]
 
@@ -37,13 +37,6 @@ def drawn(stage, count):
     return Stages([stage]).draw(number, torch.zeros_like(number), 5, held_out=True)
 
 
-def restless(agent):
-    """Its random weights made larger, so that its plans differ from problem to problem."""
-    with torch.no_grad():
-        agent.policy.weight.mul_(30)
-    return agent.eval()
-
-
 def plans(agent, problems):
     """How many different ones the agent has for them."""
     return len(collect(agent, ENV, problems).visible_actions.unique(dim=0))
@@ -51,9 +44,11 @@ def plans(agent, problems):
 
 @functools.cache
 def traced(name):
-    """An agent with random weights, and its graphs; they share these weights."""
+    """An agent with random weights, made larger so that its plans differ, and its graphs, which share these weights."""
     torch.manual_seed(1)
-    agent = restless(AGENTS[name]())
+    agent = AGENTS[name]().eval()
+    with torch.no_grad():
+        agent.policy.weight.mul_(30)
     return agent, export.trace(agent, ENV)
 
 
@@ -99,14 +94,11 @@ def test_a_file_beside_the_graphs_tells_what_they_take(tmp_path):
     assert [x["shape"] for x in prefill["outputs"][:2]] == [["batch", "cache_0_1", 21], ["batch", "cache_1_1", 9]]
 
 
-def script(folder, texts):
+def assert_script_plans_as(solver, folder, texts):
     words = [sys.executable, str(SCRIPT), str(folder)]
     done = subprocess.run(words, input="\n".join(texts), capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
-
-
-def expected(solver, texts):
-    return [f"{one.expression} = {list(one.plan)} {one.answer}" for one in solver.solve(texts)]
+    expected = [f"{one.expression} = {list(one.plan)} {one.answer}" for one in solver.solve(texts)]
+    assert done.stdout.splitlines() == expected
 
 
 def written(stage, count, solver):
@@ -120,15 +112,15 @@ def test_the_script_without_torch_gives_the_plans_of_the_solver(shipped):
     assert "torch" not in text.replace("PyTorch", "")
     mixed = [text for text in MIXED if text != "9"]
     texts = [*mixed, "((1))+007*(3)", *written("E5", 150, solver), *written("E12", 20, solver)]
-    assert script(folder, texts) == expected(solver, texts)
+    assert_script_plans_as(solver, folder, texts)
 
 
-@pytest.mark.parametrize("text", ["1/0", "(1+2", "7"])
-def test_the_script_refuses_in_one_line_what_is_no_expression(shipped, text):
-    words = [sys.executable, str(SCRIPT), str(shipped[1]), "1+2", text]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "1+2 = ['ADD', 'ANS'] 3\n")
-    assert done.stderr == f"error: got {text!r}, expected an expression of whole numbers, * + -, and brackets\n"
+def test_the_script_refuses_in_one_line_what_is_no_expression(shipped):
+    for text in ("1/0", "(1+2", "7"):
+        words = [sys.executable, str(SCRIPT), str(shipped[1]), "1+2", text]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "1+2 = ['ADD', 'ANS'] 3\n")
+        assert done.stderr == f"error: got {text!r}, expected an expression of whole numbers, * + -, and brackets\n"
 
 
 def test_the_graphs_of_the_shipped_agent_give_its_plans(shipped):
@@ -160,8 +152,7 @@ def test_ten_thousand_expressions_of_each_length_and_mixed_ones(shipped):
         mixed += written(stage, 1000, solver)
     problems = Problems.from_expressions(mixed)
     assert export.different(solver.agent, other, solver.env, problems) == 0
-    texts = [*written("E5", 10_000, solver), *mixed]
-    assert script(folder, texts) == expected(solver, texts)
+    assert_script_plans_as(solver, folder, [*written("E5", 10_000, solver), *mixed])
 
 
 class Clairvoyant(Reader):
@@ -186,10 +177,8 @@ def test_what_cannot_be_exported_is_refused_in_one_line(kind):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_package_is_named_before_anything_is_made(monkeypatch, missing):
-    found = export.importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else found(name))
-    with pytest.raises(ValueError, match=rf"which needs {missing}; .* 'toolagent_pl\[export\]'"):
+def test_a_missing_package_is_named_before_anything_is_made(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(ValueError, match=r"which needs onnxscript; .* 'toolagent_pl\[export\]'"):
         export.check_installed("onnx")
     export.check_installed("torch")

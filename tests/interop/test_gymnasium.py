@@ -1,5 +1,6 @@
 """The calculator as an environment of Gymnasium."""
 
+import pickle
 import time
 
 import numpy as np
@@ -122,6 +123,7 @@ def test_seeds_decide_the_problems_and_each_environment_has_its_own():
     one.reset(seed=5)
     for _ in range(2 * BLOCK):  # it goes on for ever
         assert_same(one.reset()[0]["prompt"], env.reset()[0]["prompt"][0])
+    assert_same(pickle.loads(pickle.dumps(one)).reset(), one.reset())
 
 
 def test_problems_held_out_are_others():

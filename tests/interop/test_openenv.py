@@ -62,17 +62,14 @@ async def session(url, environment, seeds, rng):
     return messages
 
 
-async def many(url, sessions, episodes):
-    """Sessions at once, each with episodes of its own."""
-    environment = text_calculator(STAGES, held_out=True, feedback="spans")
-    seeds = [range(i, episodes, sessions) for i in range(sessions)]
-    return await asyncio.gather(*(session(url, environment, own, random.Random(i)) for i, own in enumerate(seeds)))
-
-
 @pytest.mark.parametrize(("sessions", "episodes"), [(8, 200), pytest.param(64, 10_000, marks=pytest.mark.long)])
 def test_sessions_at_once_are_each_their_own_and_say_what_the_text_environment_says(url, sessions, episodes):
-    start = time.perf_counter()
-    messages = sum(asyncio.run(many(url, sessions, episodes)))
+    async def play():
+        seeds = [range(i, episodes, sessions) for i in range(sessions)]
+        return await asyncio.gather(*(session(url, environment, own, random.Random(i)) for i, own in enumerate(seeds)))
+
+    environment, start = text_calculator(STAGES, held_out=True, feedback="spans"), time.perf_counter()
+    messages = sum(asyncio.run(play()))
     seconds = time.perf_counter() - start
     print(f"{sessions} sessions, {episodes} episodes, {messages} messages, {messages / seconds:.0f} a second")
     assert messages > 4 * episodes

@@ -11,7 +11,7 @@ from torch import Tensor
 from toolagent_pl.envs.calculator.env import CalculatorEnv
 from toolagent_pl.envs.calculator.problems import Problems
 from toolagent_pl.envs.calculator.registers import RegisterState
-from toolagent_pl.envs.calculator.single import SingleCalculator, by_number
+from toolagent_pl.envs.calculator.single import BLOCK, SingleCalculator, SingleProblem, single_problems
 from toolagent_pl.envs.calculator.text import draw
 from toolagent_pl.envs.calculator.tools import Token
 from toolagent_pl.interop.gymnasium import (  # Gymnasium too: that module says if it is missing
@@ -124,16 +124,17 @@ class Calculator(SingleEnv):
     def __init__(self, stages: Sequence[Any] = STAGES, **options: Any) -> None:
         super().__init__(VectorCalculator(1, stages, autoreset_mode=AutoresetMode.DISABLED, **options))
         self._env, self._calculator = self._batch.env, SingleCalculator(self._batch.env)
-        self._problem = by_number(self._env, self._batch.draw)
         self._number: int | None = None  # of the next problem
+        self._made: list[SingleProblem] = []  # the block of problems that it is in
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
         """Begin a new episode; see ``SingleEnv``."""
         gymnasium.Env.reset(self, seed=seed)
         if seed is None and self._number is None:
             seed = int(self.np_random.integers(2**31))
-        number = self._number if seed is None else int(first_numbers(seed))
-        self._calculator.reset(problem := self._problem(number))
+        if seed is not None:
+            self._number = int(first_numbers(seed))
+        self._calculator.reset(problem := self._problem(int(self._number or 0)))
         self._number = (problem.number + 1) % 2**BITS_OF_NUMBERS
         self._prompt = np.full(self._batch.width, int(Token.EOS))
         self._prompt[: len(problem.prompt)] = problem.prompt
@@ -141,11 +142,7 @@ class Calculator(SingleEnv):
         return self._observation(), self._info()
 
     def step(self, action: np.int64) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
-        """Take an action.
-
-        Raises:
-            ValueError: If it is none.
-        """
+        """Take an action; a number that is none is a ValueError."""
         number, one, reward = operator.index(action), self._calculator, 0.0
         if not 0 <= number < len(self.action_names):
             raise ValueError(f"action: got {number}, expected 0 to {len(self.action_names) - 1}")
@@ -165,6 +162,12 @@ class Calculator(SingleEnv):
     def action_masks(self) -> np.ndarray:
         """Which actions would do something, bool ``[A]``; sb3-contrib's ``MaskablePPO`` asks for it by this name."""
         return np.array([self._calculator.applies(action) for action in range(len(self.action_names))])
+
+    def _problem(self, number: int) -> SingleProblem:
+        first = number - number % BLOCK
+        if not self._made or self._made[0].number != first:
+            self._made = single_problems(self._env, self._batch.draw(torch.arange(first, first + BLOCK)))
+        return self._made[number % BLOCK]
 
     def _observation(self) -> Arrays:
         fields: dict[str, Any] = {

@@ -74,22 +74,14 @@ class _Flat(nn.Module):
 
 
 def check_installed(kind: GraphFormat) -> None:
-    """Refuse a format that needs packages which are not there.
-
-    Raises:
-        ValueError: Names the package, and how to install it.
-    """
+    """Refuse a format that needs packages which are not there: a ValueError names one, and how to install it."""
     for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"format: got onnx, which needs {package}; expected pip install 'toolagent_pl[export]'")
 
 
 def trace(agent: Agent, env: RegisterEnv) -> Graphs:
-    """Trace ``prefill`` and ``decode``.
-
-    Raises:
-        ValueError: If something in the agent cannot be traced with free sizes.
-    """
+    """Trace ``prefill`` and ``decode``; a ValueError says what in the agent cannot be traced with free sizes."""
 
     def prefill(*told: Tensor) -> Any:
         fields: dict[str, Any] = dict.fromkeys(Problems._fields)  # who reads number, target or tree does not read
@@ -127,11 +119,7 @@ def trace(agent: Agent, env: RegisterEnv) -> Graphs:
 
 
 def write(graphs: Graphs, agent: Agent, env: RegisterEnv, directory: Path, kind: GraphFormat) -> None:
-    """Write both graphs, and ``graphs.json`` with what a program that runs them has to know.
-
-    Raises:
-        OSError: If a file cannot be written.
-    """
+    """Write both graphs, and ``graphs.json`` with what a program that runs them has to know."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("prefill", "decode"):
         program, path = getattr(graphs, name), directory / f"{name}.{SUFFIX[kind]}"
@@ -167,13 +155,7 @@ def write(graphs: Graphs, agent: Agent, env: RegisterEnv, directory: Path, kind:
 
 
 class GraphAgent(Agent):
-    """Graphs that were written, as an agent: to compare them with the one that they were made of.
-
-    Args:
-        env: What the agent acts in.
-        directory: Where the graphs are.
-        kind: Their format.
-    """
+    """Graphs of a format that were written into a directory, as an agent: to compare them with the original."""
 
     def __init__(self, env: RegisterEnv, directory: Path, kind: GraphFormat) -> None:
         super().__init__(env)
@@ -207,7 +189,7 @@ def compare(agent: Agent, env: RegisterEnv, directory: Path, kind: GraphFormat) 
     """Let written graphs act beside the agent on problems that they were not traced with, and count these.
 
     Raises:
-        ValueError: If a plan differs in a token.
+        ValueError: If a plan differs.
     """
     other = GraphAgent(env, directory, kind)
     for stage in STAGES:

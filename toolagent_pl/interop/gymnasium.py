@@ -38,7 +38,7 @@ def first_numbers(seed: int, count: int = 1) -> Tensor:
 
 
 class VectorEnv(vector.VectorEnv[Arrays, np.ndarray, np.ndarray]):
-    """``num_envs`` episodes of any environment at a time, executed together.
+    """``num_envs`` episodes of any environment at a time, executed together; ``action_names`` are those of its actions.
 
     An observation is a dictionary of the fields of the environment's own: those that it names in ``observation_bounds``
     as they are, others as float32 without bounds; fields without elements are left out. What agents are told of a
@@ -55,9 +55,6 @@ class VectorEnv(vector.VectorEnv[Arrays, np.ndarray, np.ndarray]):
         autoreset_mode: When an episode that has ended is followed by the next one. With ``DISABLED`` it stays as it
             is, until ``reset(options={"reset_mask": ...})`` names it.
         render_mode: ``ansi`` for texts.
-
-    Attributes:
-        action_names: Names of the actions, in order.
 
     Raises:
         ValueError: If an option is out of range.
@@ -140,14 +137,10 @@ class VectorEnv(vector.VectorEnv[Arrays, np.ndarray, np.ndarray]):
         return self._observation(), self._infos()
 
     def step(self, actions: np.ndarray) -> tuple[Arrays, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take an action in each environment.
-
-        Args:
-            actions: int ``[N]``. Where an episode has ended they are ignored.
+        """Take an action in each environment, int ``[N]``; where an episode has ended it is ignored.
 
         Raises:
-            ValueError: If there is none of this number.
-            ResetNeeded: If there was no reset before.
+            ValueError: If there is none of this number, or ``ResetNeeded`` if there was no reset before.
         """
         if not self._seeded:
             raise gymnasium.error.ResetNeeded("step: got no reset before it, expected one")
@@ -264,11 +257,7 @@ class SingleEnv(gymnasium.Env[Arrays, np.int64]):
         return observation, infos
 
     def step(self, action: np.int64) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
-        """Take an action.
-
-        Raises:
-            ValueError: If it is none.
-        """
+        """Take an action; a number that is none is a ValueError."""
         observation, *rest, infos = map(_first, self._batch.step(np.reshape(action, 1)))
         return observation, *rest, infos
 

@@ -85,11 +85,7 @@ class OpenEnvCalculator(Environment[ToolCall, Report, CalculatorState]):
         return Report(text=said)
 
     def step(self, action: ToolCall, timeout_s: float | None = None) -> Report:
-        """Call a tool.
-
-        Raises:
-            ValueError: If there is no such tool, or the episode is over; the session stays as it is.
-        """
+        """Call a tool; if there is none, or the episode is over, a ValueError says so, and the session goes on."""
         text = self._text
         if action.tool not in text._tools:
             raise ValueError(f"tool: got {action.tool!r}, expected {', '.join(text._tools)}")
@@ -124,14 +120,8 @@ def create_app(text: type[TextCalculator] | None = None, max_sessions: int = 64)
         max_sessions: Most sessions at a time; a further one is refused.
     """
     environment = text or text_calculator()
-    app = http_server.create_app(
-        lambda: OpenEnvCalculator(environment),
-        ToolCall,
-        Report,
-        env_name="toolagent_pl",
-        max_concurrent_envs=max_sessions,
-        state_cls=CalculatorState,
-    )
+    options = {"env_name": "toolagent_pl", "max_concurrent_envs": max_sessions, "state_cls": CalculatorState}
+    app = http_server.create_app(lambda: OpenEnvCalculator(environment), ToolCall, Report, **options)
 
     @app.exception_handler(ValueError)
     async def refuse(_: Any, error: ValueError) -> JSONResponse:

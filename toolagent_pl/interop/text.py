@@ -5,16 +5,21 @@
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from toolagent_pl.envs.calculator.env import CalculatorEnv, Feedback
 from toolagent_pl.envs.calculator.expression import parse, reference_plan, text_of
-from toolagent_pl.envs.calculator.problems import Problems
-from toolagent_pl.envs.calculator.single import SingleCalculator, SingleProblem, by_number, single_problem
+from toolagent_pl.envs.calculator.single import (
+    BLOCK,
+    SingleCalculator,
+    SingleProblem,
+    single_problem,
+    single_problems,
+)
 from toolagent_pl.envs.calculator.stages import Stage
 from toolagent_pl.rl.random_numbers import Purpose, random_below
 
@@ -132,11 +137,7 @@ class TextCalculator:
 
 
 def check_whole(**numbers: Any) -> None:
-    """Refuse what is not the number of a problem, from a data set or over a network; None is accepted.
-
-    Raises:
-        ValueError: Names the number.
-    """
+    """Refuse what is not the number of a problem, by a ValueError with its name; None is accepted."""
     for name, number in numbers.items():
         if not (number is None or (isinstance(number, Integral) and 0 <= int(number) <= MAX_NUMBER)):
             raise ValueError(f"{name}: got {number!r}, expected a whole number from 0 to {MAX_NUMBER}")
@@ -169,13 +170,18 @@ def text_calculator(
     if len({*names, "reset", "reward", "done"}) < len(names) + 3 or any(name.startswith("_") for name in names):
         raise ValueError(f"tools: got methods {', '.join(names)}, expected names that differ, and from reset")
 
-    def draw(number: Tensor, stage: int | None, seed: int) -> Problems:
+    @lru_cache(BLOCKS)
+    def block(first: int, stage: int | None, seed: int) -> list[SingleProblem]:
+        number = torch.arange(first, first + BLOCK)
         drawn = random_below(seed, Purpose.STAGE, number, torch.tensor(len(env.stages)))
         stages = drawn if stage is None else torch.full_like(number, stage)
-        return env.problems(number, stages, seed, held_out=held_out)
+        return single_problems(env, env.problems(number, stages, seed, held_out=held_out))
+
+    def problem(number: int, stage: int | None, seed: int) -> SingleProblem:
+        return block(number - number % BLOCK, stage, seed)[number % BLOCK]
 
     methods = {name: _method(name, action, _rule(env, action)) for action, name in enumerate(names)}
-    told = {"_env": env, "_values": values, "_problem": staticmethod(by_number(env, draw, BLOCKS))}
+    told = {"_env": env, "_values": values, "_problem": staticmethod(problem)}
     told |= {"_tools": {name: action for action, name in enumerate(names)}, "__doc__": TextCalculator.__doc__}
     return type("TextCalculator", (TextCalculator,), {**told, **methods})
 
@@ -209,9 +215,7 @@ def prompt(environment: type[TextCalculator]) -> str:
 def dataset(environment: type[TextCalculator], count: int, seed: int = 0, first: int = 0) -> list[dict[str, Any]]:
     """Rows of a data set, as in ``datasets.Dataset.from_list(dataset(...))``: a prompt, and what ``reset`` takes.
 
-    Args:
-        environment: Whose problems these are, ``count`` from number ``first`` on.
-        seed: Of the run that has these problems, from 0 to 2^56 - 1.
+    The problems are ``count`` from number ``first`` on, of a run with this seed, from 0 to 2^56 - 1.
     """
     message = {"role": "user", "content": prompt(environment)}
     found = [environment._problem(number, None, seed) for number in range(first, first + count)]

@@ -54,7 +54,7 @@ def episodes(env: Any, rollout: Rollout, states: Sequence[Any], outcome: Any) ->
     """
     problems, longest = rollout.problems, len(states)
     columns: dict[str, Tensor] = {
-        **problems._asdict(),
+        **{name: getattr(problems, name) for name in ("stage", "prompt", "operands", "length", "target")},
         **outcome._asdict(),
         "reference": problems.reference_length,
         "actions": rollout.actions[:longest].T,

@@ -1,10 +1,10 @@
 """Arithmetic expressions over tools: parsing, writing, and the reference plan.
 
-The operands of an expression lie on a tape in the order in which they are written, and each of its operators covers a
-span of that tape.
+Operands lie on a tape in the order in which they are written, and each operator covers a span of that tape.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
@@ -85,7 +85,7 @@ def parse(text: str, vocabulary: Vocabulary, *, names: bool = False) -> Expressi
     words = iter(vocabulary.pattern.findall(text.rstrip()))
     for word in words:
         if operand_expected:
-            if word not in symbols and _is_name(word) if names else "0" <= word[0] <= "9":
+            if re.fullmatch("[A-Za-z_]", word) and word not in symbols if names else "0" <= word[0] <= "9":
                 if len(word) > LONGEST_NUMBER:
                     fail(f"a number of {len(word)} digits might not fit into 64 bits")
                 starts.append(len(leaves))
@@ -126,10 +126,6 @@ def parse(text: str, vocabulary: Vocabulary, *, names: bool = False) -> Expressi
     return Expression(tuple(leaves), tuple(tree))
 
 
-def _is_name(word: str) -> bool:
-    return len(word) == 1 and word.isascii() and (word.isalpha() or word == "_")
-
-
 def refused(text: str, reason: str) -> ExpressionError:
     """The error that names a text, shortened where it would flood the message."""
     quoted = repr(text) if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]!r}... of {len(text)} characters"
@@ -137,9 +133,7 @@ def refused(text: str, reason: str) -> ExpressionError:
 
 
 def written_tokens(text: str, vocabulary: Vocabulary) -> list[int]:
-    """The prompt of a text that can be parsed, brackets as they are written: digits, operators, brackets, then CTX."""
-    if "," in text:  # a call such as ``max(3,4)``; it is written with brackets, ``3 max 4``
-        return minimal_tokens(parse(text, vocabulary), vocabulary)
+    """The prompt of a text without calls that can be parsed: digits, operators, brackets as they stand, then CTX."""
     known, tokens = {**vocabulary.symbols, "(": _OPEN, ")": _CLOSE}, list[int]()
     for word in vocabulary.pattern.findall(text.rstrip()):
         tokens += [known[word]] if word in known else map(int, word)
@@ -194,12 +188,10 @@ def value_bound(operands: Sequence[int], tree: Sequence[Operator]) -> int:
     most = max(bounds)
     for token, start, split, _ in tree:
         left, right = bounds[start], bounds[split]
-        if token == Token.MUL:
-            bounds[start] = left * right
-        elif token in (Token.ADD, Token.SUB):
+        if token in (Token.ADD, Token.SUB):
             bounds[start] = left + right
-        else:  # see ``Tool``
-            bounds[start] = max(left, 2) * max(right, 2)
+        else:  # see ``Tool`` for those that are not MUL
+            bounds[start] = left * right if token == Token.MUL else max(left, 2) * max(right, 2)
         most = max(most, bounds[start])
     return most
 

@@ -19,9 +19,7 @@ MIN_TOKENS = 17  # that a picture of an episode is wide
 def all_figures(env: Any, rollouts: Sequence[Rollout]) -> dict[str, Figure]:
     """Accuracy by number of operators and by shape of tree, tools by step, and the first episode of each stage.
 
-    Args:
-        env: The environment, a ``RegisterEnv``.
-        rollouts: One for each stage.
+    ``env`` is a ``RegisterEnv``, and there is a rollout for each stage.
     """
     drawn = {
         "pictures/accuracy_by_operators": accuracy_by_operators(rollouts),

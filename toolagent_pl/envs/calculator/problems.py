@@ -59,10 +59,7 @@ class Problems(NamedTuple):
 
     @property
     def reference_length(self) -> Tensor:
-        """Actions of the reference plan, int64 ``[B]``; see ``reference_plan``.
-
-        One for each operator, ANS, and STO and RCL for each operator whose right operand is calculated first.
-        """
+        """Actions of ``reference_plan``, int64 ``[B]``; STO and RCL where a right operand is calculated first."""
         token, _, split, end = self.tree.unbind(2)
         operators = token.ne(0).sum(1)
         return torch.where(operators.eq(0), 3, operators + 1 + 2 * (end - split).gt(1).sum(1))
@@ -71,8 +68,7 @@ class Problems(NamedTuple):
     def memory_needed(self) -> Tensor:
         """Most values that the reference plan has in memory at a time, int64 ``[B]``.
 
-        An operator whose right operand is calculated first keeps its left one in memory meanwhile: it is the depth to
-        which right operands of that kind are nested.
+        It is the depth to which right operands that are calculated first are nested: the left ones wait in memory.
         """
         _, _, split, end = self.tree.unbind(2)
         position = torch.arange(self.operands.shape[1], device=self.device)
@@ -87,7 +83,8 @@ class Problems(NamedTuple):
 
         Args:
             tools: Those that the expressions are made of.
-            minimal_brackets: Leave out of the prompts brackets that say nothing, as stages do.
+            minimal_brackets: Leave out of the prompts brackets that say nothing, as stages do; else only where an
+                expression has a call such as ``max(3,4)``, which a prompt has as ``3 max 4``.
 
         Raises:
             ExpressionError: If an expression cannot be read, or its value might not fit into int64.
@@ -97,11 +94,11 @@ class Problems(NamedTuple):
         vocabulary = Vocabulary(tools)
         prompts, trees = [], []
         for text in expressions:
-            tree = parse(text, vocabulary)
-            prompts.append(minimal_tokens(tree, vocabulary) if minimal_brackets else written_tokens(text, vocabulary))
+            trees.append(tree := parse(text, vocabulary))
+            minimal = minimal_brackets or "," in text
+            prompts.append(minimal_tokens(tree, vocabulary) if minimal else written_tokens(text, vocabulary))
             if magnitude_bound([int(leaf) for leaf in tree.leaves]) > INT64_MAX:
                 raise refused(text, "a value on the way might not fit into 64 bits")
-            trees.append(tree)
         return cls.from_trees(prompts, trees, vocabulary)
 
     @classmethod
@@ -149,14 +146,12 @@ def running_sum(values: Tensor) -> Tensor:
 
 
 def _last_digits(tokens: Sequence[int]) -> list[int]:
-    """Index of the last digit of each number."""
     last = int(Token.D9)  # members of an enumeration are slow to compare
     return [i for i, token in enumerate(tokens) if token <= last < tokens[i + 1]]
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """Rows of different lengths as one int64 tensor ``[B, longest]``."""
-    longest = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.int64).view(
-        len(rows), longest
-    )
+    longest = max(map(len, rows))
+    whole = [[*row, *[value] * (longest - len(row))] for row in rows]
+    return torch.tensor(whole, dtype=torch.int64).view(len(rows), longest)

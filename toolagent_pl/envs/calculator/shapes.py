@@ -31,12 +31,9 @@ def shapes(problems: Problems) -> list[str]:
 
 
 def by_shape(answered: Iterable[tuple[Problems, Tensor]]) -> list[ShapeCount]:
-    """Counts of all shapes, the worst first.
+    """Counts of all shapes in batches of problems, beside which stands whether they were answered, bool ``[B]``.
 
-    They are ordered by the rule of succession, (right + 1) / (tried + 2): few problems say little.
-
-    Args:
-        answered: Batches of problems, and which of them were answered correctly, bool ``[B]``.
+    The worst come first, by the rule of succession, (right + 1) / (tried + 2): few problems say little.
     """
     right, tried = Counter[str](), Counter[str]()
     for problems, correct in answered:

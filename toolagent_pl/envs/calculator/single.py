@@ -1,7 +1,5 @@
 """The calculator for one problem, in plain Python: microseconds a call, where a batch of one takes a millisecond."""
 
-from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -47,20 +45,6 @@ def single_problems(env: CalculatorEnv, problems: Problems) -> list[SingleProble
 def single_problem(env: CalculatorEnv, expression: str) -> SingleProblem:
     """The problem that is written; see ``Problems.from_expressions``."""
     return single_problems(env, Problems.from_expressions([expression], env.vocabulary.tools, minimal_brackets=True))[0]
-
-
-def by_number(env: CalculatorEnv, draw: Callable[..., Problems], blocks: int = 1) -> Callable[..., SingleProblem]:
-    """A function that gives problems by their numbers, of which it makes a block at a time and keeps some.
-
-    Args:
-        draw: Makes problems of their numbers, int64 ``[B]``, and of what further arguments the function is given.
-    """
-
-    @lru_cache(blocks)
-    def block(first: int, *arguments: int | None) -> list[SingleProblem]:
-        return single_problems(env, draw(torch.arange(first, first + BLOCK), *arguments))
-
-    return lambda number, *arguments: block(number - number % BLOCK, *arguments)[number % BLOCK]
 
 
 class SingleCalculator:

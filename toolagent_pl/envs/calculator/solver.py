@@ -1,6 +1,7 @@
 """A trained agent at work: from written expressions to plans, answers and what the tools computed on the way."""
 
 import copy
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,11 +139,8 @@ class Solver:
 
         Args:
             name: The folder; or a name on the Hub, ``owner/name``, for which the package ``huggingface_hub`` is needed.
-            allow_custom: As for ``from_checkpoint``.
+            allow_custom: As for ``from_checkpoint``, and so are the errors.
             options: For the Hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
-
-        Raises:
-            ValueError, OSError: As for ``from_checkpoint``, or if it cannot be downloaded.
         """
         folder = Path(name).expanduser()
         return cls.from_checkpoint(folder if folder.is_dir() else saved.download(str(name), **options), allow_custom)
@@ -160,7 +158,6 @@ class Solver:
         Raises:
             ValueError: If the solver has no description, a fact has a name that the format uses otherwise, or a file is
                 there already.
-            OSError: If it cannot be written.
         """
         saved.write(directory, self.agent, self.env, self._described(), facts, overwrite, USAGE)
 
@@ -171,10 +168,7 @@ class Solver:
             name: ``owner/name``; the repository is made if it is not there.
             private: Whether a new repository is; None for what the owner's default is.
             token: To be known by; None for that of ``hf auth login``.
-            facts: As for ``save_pretrained``.
-
-        Raises:
-            ValueError: As for ``save_pretrained``, or if the package is not there.
+            facts: As for ``save_pretrained``, and so are the errors.
         """
         saved.push(name, self.agent, self.env, self._described(), facts, USAGE, private, token)
 
@@ -208,15 +202,20 @@ class Solver:
     def attempt(self, expressions: Sequence[str]) -> list[ArithmeticEpisode | ExpressionError]:
         """An episode for each expression, with the positions looked at; the error in place of each that is refused."""
         found: dict[int, ArithmeticEpisode | ExpressionError] = {}
-        tasks = []
-        for position, text in enumerate(expressions):
-            try:
-                tasks.append(self._read(position, text))
-            except ExpressionError as error:
-                found[position] = error
-        tasks.sort(key=lambda task: (len(task.expression.leaves), len(task.prompt)))
-        for start in range(0, len(tasks), BATCH):
-            found.update(self._act(tasks[start : start + BATCH]))
+        tasks, collects = [], gc.isenabled()
+        gc.disable()  # to look for garbage among so many objects takes as long as to make them
+        try:
+            for position, text in enumerate(expressions):
+                try:
+                    tasks.append(self._read(position, text))
+                except ExpressionError as error:
+                    found[position] = error
+            tasks.sort(key=lambda task: (len(task.expression.leaves), len(task.prompt)))
+            for start in range(0, len(tasks), BATCH):
+                found.update(self._act(tasks[start : start + BATCH]))
+        finally:
+            if collects:
+                gc.enable()
         return [found[position] for position in range(len(expressions))]
 
     def _act(self, tasks: Sequence[_Task]) -> Iterator[tuple[int, ArithmeticEpisode | ExpressionError]]:
@@ -252,12 +251,6 @@ class Solver:
 
 def stays_in_int64(env: CalculatorEnv, rollout: Rollout) -> list[bool]:
     """Whether no value on the way of each plan can have left int64: a wrong plan might wrap round to the answer."""
-    problems = rollout.problems
-    there = torch.arange(problems.operands.shape[1]) < problems.length[:, None]
-    most = torch.where(there, problems.operands.double().clamp(min=2), 1.0).prod(1)  # as in ``magnitude_bound``
-    safe = most.lt(BEYOND)
-    if safe.all():
-        return safe.tolist()
 
     def bound(tool: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Of the magnitude of a result, from those of what it is made of; see ``value_bound``."""
@@ -267,9 +260,9 @@ def stays_in_int64(env: CalculatorEnv, rollout: Rollout) -> list[bool]:
         most = torch.where(tool.eq(Token.ADD) | tool.eq(Token.SUB), one + other, most)
         return torch.where(tool.eq(COPY), left, most.clamp(max=BEYOND).long())
 
-    state = env.reset(problems)
-    fits = torch.ones_like(safe)
+    state = env.reset(rollout.problems)
+    fits = torch.ones_like(rollout.solved)
     for action in rollout.visible_actions.T:
         state = env.step(state, action, combine=bound)
         fits &= state.value.lt(BEYOND)
-    return (safe | fits).tolist()
+    return fits.tolist()

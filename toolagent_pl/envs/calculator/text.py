@@ -122,13 +122,7 @@ def _verdict(episode: ArithmeticEpisode, painted: Callable[..., str]) -> Iterato
 
 
 def page(given: Sequence[str], drawn: Sequence[ArithmeticEpisode], env: CalculatorEnv) -> str:
-    """One HTML page, complete in itself, in which a person steps through episodes.
-
-    Args:
-        given: The expressions as they were given.
-        drawn: Their episodes.
-        env: The environment that they ran in.
-    """
+    """One HTML page, complete in itself, in which a person steps through episodes of expressions as they were given."""
     text = json.dumps([_scene(text, episode, env) for text, episode in zip(given, drawn, strict=True)])
     for character in "<>&":  # what could end the element that the data stand in
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -31,7 +31,6 @@ class Token(IntEnum):
     CLOSE = 19
 
 
-FIRST_OWN_TOKEN = len(Token)
 FLAGS = ("accumulator", "left operand", "memory", "applied")  # what tools may report: is there one, did a call apply
 POSITIONS = ("next operand", "accumulator", "top of memory", "left operand")  # and where in the prompt
 
