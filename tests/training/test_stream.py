@@ -28,13 +28,14 @@ def numbers(batches):
 
 
 def widened(problems):
-    """Of one width: prompts are as wide as the longest of their batch, tapes as those of its stages."""
+    """Of one width: a batch is as wide as its longest problem."""
     pad = torch.nn.functional.pad
     room = 5 - problems.operands.shape[1]
     return problems._replace(
         prompt=pad(problems.prompt, (0, 30 - problems.prompt.shape[1]), value=Token.EOS),
         operands=pad(problems.operands, (0, room)),
         positions=pad(problems.positions, (0, room), value=-1),
+        tree=pad(problems.tree, (0, 0, 0, room)),
     )
 
 

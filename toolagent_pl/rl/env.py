@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+
+from toolagent_pl.rl.trees import tree_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -220,11 +221,10 @@ def keep_ended(before: Any, after: T, action: Tensor) -> T:
     """``after``, but ``before`` where an episode had ended by then or the action is padding."""
     stays = over(before) | action.lt(0)
 
-    def kept(old: Tensor, new: Tensor) -> Tensor:
+    def kept(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(stays.view(-1, *[1] * (new.ndim - 1)), old, new)
 
-    kept_state: T = tree_map(kept, before, after)
-    return kept_state
+    return tree_map(kept, after, before)
 
 
 def execute(env: Env, problems: Any, actions: Tensor) -> list[Any]:
@@ -244,8 +244,7 @@ def execute(env: Env, problems: Any, actions: Tensor) -> list[Any]:
 
 def select(tree: T, index: Tensor | slice | int) -> T:
     """The rows at ``index`` of all tensors of a named tuple, or of any other tree of tensors."""
-    rows: T = tree_map(lambda x: x[index], tree)
-    return rows
+    return tree_map(lambda x: x[index], tree)
 
 
 class VectorObservation(NamedTuple):

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from toolagent_pl.rl.trees import leaves
 
 
 def read_tensors(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
@@ -69,7 +70,7 @@ def _check_archive(path: str | Path) -> None:
 
 def _check_storages(path: str | Path, content: Any) -> None:
     """Refuse tensors that together take more than there is: older PyTorch (2.8) reads past the end."""
-    storages = [leaf.untyped_storage() for leaf in tree_leaves(content) if isinstance(leaf, Tensor)]
+    storages = [leaf.untyped_storage() for leaf in leaves(content) if isinstance(leaf, Tensor)]
     taken = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     with zipfile.ZipFile(path) as archive:
         there = sum(part.file_size for part in archive.infolist() if "/data/" in part.filename)

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
 from toolagent_pl.rl.agent import Agent, Evaluation, Policy, allowed, evaluate
 from toolagent_pl.rl.checks import check_tensor, float_type
 from toolagent_pl.rl.env import PADDING, Env, Observation, over
 from toolagent_pl.rl.random_numbers import Purpose, random_uniform
+from toolagent_pl.rl.trees import leaves, tree_map
 
 MAX_STEPS = 2048  # draws of action noise that are set aside for each episode
 MAX_SAMPLES = 1024
@@ -67,11 +67,8 @@ class Rollout(NamedTuple):
         """The episodes at ``index``, int64."""
         rows, columns = (partial(torch.Tensor.index_select, dim=dim, index=index) for dim in (0, 1))
         by_row = ("problems", "final", "solved")
-        parts = {
-            name: tree_map_only(Tensor, rows if name in by_row else columns, part)
-            for name, part in self._asdict().items()
-        }
-        return Rollout(**parts)
+        parts = zip(self._fields, self, strict=True)
+        return Rollout(*(tree_map(rows if name in by_row else columns, part) for name, part in parts))
 
 
 def collect(
@@ -132,6 +129,7 @@ def _collect(
     previous = torch.full_like(problems.number, PADDING)
     drop = not continue_after_done and can_sync(device, size)
     record = _Record(size)
+    ended = over(state)
     for t in range(horizon):
         observation, action_mask = env.observe(state), env.action_mask(state)
         policy, cache = agent.decode(cache, previous, observation)
@@ -141,21 +139,21 @@ def _collect(
             action = allowed(policy.logits, action_mask).argmax(1)
         else:
             action = draw(allowed(policy.logits, action_mask), _at(noise[t], rows))
-        running = ~over(state)
-        record.add(rows, (observation, action_mask, previous, action, running, policy.logits, policy.value))
+        record.add(rows, (observation, action_mask, previous, action, ~ended, policy.logits, policy.value))
         state = env.step(state, action)
+        ended = over(state)
         if t == 0 and not torch.compiler.is_compiling():
             _check_step(agent, env, policy, state, cache, observation)
         previous = action
         if not drop:
             continue
-        alive = (~over(state)).nonzero()[:, 0]
+        alive = (~ended).nonzero()[:, 0]
         if not len(alive):
             break
         if len(alive) < SPARSE * len(action):
             final = _put(final, state, rows)
             rows = _at(alive, None) if rows is None else rows.index_select(0, alive)
-            state, cache, previous = tree_map(partial(_at, rows=alive), (state, cache, previous))
+            state, cache, previous, ended = tree_map(partial(_at, rows=alive), (state, cache, previous, ended))
     final = _put(final, state, rows)
 
     observation, action_mask, previous, action, running, logits, value = record.steps()
@@ -181,13 +179,12 @@ class _Record:
     def __init__(self, size: int) -> None:
         self.size = size
         self._rows: list[Tensor | None] = []
-        self._steps: list[list[Any]] = []
+        self._steps: list[Any] = []
 
     def add(self, rows: Tensor | None, values: Any) -> None:
         """Note a step; the tensors of ``values`` have a row for each of ``rows``, None for all episodes."""
-        leaves, self._structure = tree_flatten(values)
         self._rows.append(rows)
-        self._steps.append(leaves)
+        self._steps.append(values)
 
     def steps(self) -> Any:
         """The values, the steps one behind the other, ``[M, ...]``."""
@@ -198,8 +195,7 @@ class _Record:
             parts = [t * size + (everyone if rows is None else rows) for t, rows in enumerate(self._rows)]
             self._index = torch.cat(parts)
         self._shape = length, size
-        columns = zip(*self._steps, strict=True)
-        return tree_unflatten([None if x[0] is None else torch.cat(x) for x in columns], self._structure)
+        return tree_map(lambda *steps: torch.cat(steps), *self._steps)
 
     def whole(self, values: Tensor, blank: Any = 0) -> Tensor:
         """``values`` [M, ...] as ``[T, N, ...]``, ``blank`` where an episode was not in the batch any more."""
@@ -257,7 +253,7 @@ def _check_step(agent: Agent, env: Env, policy: Policy, state: Any, cache: Any, 
     for name, dtype in (("terminated", torch.bool), ("truncated", torch.bool), ("steps", torch.int64)):
         check_tensor(env, "step", name, getattr(state, name), dtype, [size])
     for owner, method, tree in ((agent, "decode", cache), (env, "step", state), (env, "observe", observation)):
-        for leaf in tree_leaves(tree):
+        for leaf in leaves(tree):
             if not isinstance(leaf, Tensor) or leaf.shape[:1] != (size,):
                 got = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 where = f"{type(owner).__name__}.{method}"

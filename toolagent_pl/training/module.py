@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from toolagent_pl.rl.agent import Agent, Evaluation
 from toolagent_pl.rl.algorithm import Advantages, Algorithm, LossTerms, check_advantages, check_terms, gae
@@ -18,6 +17,7 @@ from toolagent_pl.rl.ppo import PPO
 from toolagent_pl.rl.replay import SuccessReplay
 from toolagent_pl.rl.rewards import Reward
 from toolagent_pl.rl.rollout import Rollout, check_evaluation, collect
+from toolagent_pl.rl.trees import tree_map
 from toolagent_pl.rl.updates import (
     adapted_ent_coef,
     added,
@@ -195,7 +195,7 @@ class ToolAgent(ActingModule):
         terms = self.algorithm.loss(self.evaluate_actions(chosen), chosen, advantages)
         if not torch.compiler.is_compiling():
             check_terms(self.algorithm, terms)
-        return total_loss(self.algorithm, terms, ent_coef) / count, tree_map_only(Tensor, torch.detach, terms)
+        return total_loss(self.algorithm, terms, ent_coef) / count, tree_map(torch.detach, terms)
 
     def evaluate_actions(self, rollout: Rollout) -> Evaluation:
         """What the agent thinks of the actions of a rollout now."""

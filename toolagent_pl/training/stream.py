@@ -154,6 +154,7 @@ class FixedProblems:
         self.env, self.stages, self.device = env, stages, torch.device(device)
         self.sample, self.per_stage, self.batch_size, self.whole = sample, per_stage, batch_size, whole
         self.rank, self.ranks, self.most, self.mixed = rank, ranks, most, mixed
+        self._kept: list[Any] = []  # batches of what is done again and again
 
     def _all_of(self, stage: int) -> int | None:
         """How many problems a stage has, where all of them are taken."""
@@ -174,6 +175,12 @@ class FixedProblems:
         return sum(-(-part.shape[1] // self.batch_size) for part in self._parts())
 
     def __iter__(self) -> Iterator[Any]:
+        if not self.mixed:
+            return self._batches()
+        self._kept = self._kept or list(self._batches())
+        return iter(self._kept)
+
+    def _batches(self) -> Iterator[Any]:
         for stage, part in enumerate(self._parts()):
             whole = not self.mixed and self._all_of(stage)
             for number, position in part.split(self.batch_size, 1) if part.shape[1] else ():

@@ -86,7 +86,7 @@ def test_expressions_are_uniform_over_trees_operators_and_digits():
 def test_every_tree_is_drawn_from_a_single_tool(operators, trees):
     stages = Stages([Stage("S", operators=operators, tools=("SUB",)), "E6"])  # narrower than its company
     problems = draw(stages, 14_000, stage=0)
-    assert problems.tree[..., 0].unique().tolist() == [0, Token.SUB]
+    assert set(problems.tree[..., 0].unique().tolist()) - {0} == {Token.SUB}
     seen = problems.tree.flatten(1).unique(dim=0, return_counts=True)[1].tolist()
     assert len(seen) == trees
     if trees > 1:

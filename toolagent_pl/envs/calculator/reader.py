@@ -32,11 +32,12 @@ class ReaderCache(NamedTuple):
     """What was read, and the decoder's memory.
 
     Attributes:
-        symbols: ``[B, N + 1, d + 1]``, bounded, of each number of the prompt; zeros in the last row, for positions that
+        symbols: ``[B, 1 + N, d + 1]``, bounded, of each number of the prompt; zeros in the first row, for positions that
             there are not, and in the last column: a GPU takes ten times as long to look up rows that lie close
             together, if they are multiples of 16 bytes.
-        scores: ``[B, N + 1, S + 1]``, likewise.
-        number: int64 ``[B, L]``, the number that each token of the prompt belongs to.
+        scores: ``[B, 1 + N, S + 1]``, likewise.
+        number: int64 ``[B, 1 + L]``, the row of the number that each token of the prompt belongs to; the first one is
+            that of position -1.
         hidden: ``[B, h]``, state of the recurrent decoder, or ``[B, 0]``.
     """
 
@@ -148,8 +149,8 @@ class Reader(Agent):
         symbols = torch.cat([symbols[:, 1:-1].tanh(), (change + self.change_bias).tanh()], 2)
         inside = (torch.arange(score.shape[1], device=prompt.device) < problems.length[:, None])[..., None]
         hidden = symbols.new_zeros(size, 0 if self.gru is None else self.hidden)
-        symbols, score = (F.pad(x * inside, (0, 1, 0, 1)) for x in (symbols, score))
-        return ReaderCache(symbols, score, number, hidden)
+        symbols, score = (F.pad(x * inside, (0, 1, 1, 0)) for x in (symbols, score))
+        return ReaderCache(symbols, score, F.pad(number + 1, (1, 0)), hidden)
 
     def decode(self, cache: ReaderCache, previous: Tensor, observation: Observation) -> tuple[Policy, ReaderCache]:
         """Look at the reported positions, and decide."""
@@ -191,19 +192,19 @@ class Reader(Agent):
     def _decide(self, cache: ReaderCache, row: Tensor, observation: Observation) -> tuple[Policy, Tensor]:
         """The policy for observations ``[K, ...]`` of these rows of the cache, int64 ``[K]``; and the next state."""
         number, read = cache.number, (cache.symbols[..., :-1], cache.scores[..., :-1])
-        numbers = cache.symbols.shape[1]
         if observation.positions.shape[1]:
             there = observation.positions >= 0
-            place = observation.positions.clamp(min=0) + row[:, None] * number.shape[1]
-            seen = torch.where(there, number.flatten()[place], numbers - 1) + row[:, None] * numbers
-            bounded, score = (x.flatten(0, 1).index_select(0, seen.flatten()).view(row.shape[0], -1) for x in read)
+            place = observation.positions + (row * number.shape[1] + 1)[:, None]
+            seen = number.flatten().index_select(0, place.flatten()).view_as(place)
+            seen = (seen + (row * cache.symbols.shape[1])[:, None]).flatten()
+            bounded, score = (x.flatten(0, 1).index_select(0, seen).view(row.shape[0], -1) for x in read)
         else:
-            count = number.amax(1, keepdim=True).clamp(min=1)
+            count = (number.amax(1, keepdim=True) - 1).clamp(min=1)
             bounded, score = ((x.sum(1) / count).index_select(0, row) for x in read)
             there = torch.ones_like(row, dtype=torch.bool)[:, None]
         present = there.to(score.dtype)
         # The positions one behind the other, and the mask in full: to broadcast over the scores takes twice as long.
-        both = (present[:, 1:] * present[:, :-1]).repeat_interleave(self.scores, 1)
+        both = (present[:, 1:] * present[:, :-1])[..., None].expand(-1, -1, self.scores).reshape(row.shape[0], -1)
         compared = (score[:, self.scores :] - score[:, : -self.scores] + self.pair_bias.flatten()).tanh() * both
         flags = observation.flags.to(score.dtype)
         features = torch.cat([bounded, compared, present, flags], 1)

@@ -17,13 +17,13 @@ from toolagent_pl.envs.calculator.episodes import ArithmeticEpisode, episodes
 from toolagent_pl.envs.calculator.problems import Problems
 from toolagent_pl.envs.calculator.stages import Stage, Stages
 from toolagent_pl.envs.calculator.tools import TOOLS, Token, Tool, find_tools
-from toolagent_pl.rl.env import PADDING, Env, execute
+from toolagent_pl.rl.env import PADDING, Env, execute, over
 from toolagent_pl.rl.rollout import Rollout
 
 ACCUMULATOR, EMPTY, FREE = 0, 1, 2  # registers: the accumulator, one with nothing in it, the first of an env's own
 COPY = 0  # in the place of a tool: the left register as it is
 VALUE, POSITION = 0, 1  # what a register holds
-NOOP = 8  # column of a table
+NOOP, VALUED = 7, 8  # columns of a table
 
 Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -94,8 +94,10 @@ class Transitions(NamedTuple):
     def table(self) -> Tensor:
         """The columns, int64 ``[control states * (1 + A), 9]``.
 
-        A control state is written as the row of its action 0, so that control plus action is the row of the pair. A
-        register is written as the two positions of its value and its position among all numbers of a state.
+        A control state is written as the row of its action 0, so that control plus action is the row of the pair. What
+        is read and written are places among all numbers of a state: of the two values, and of the position that goes
+        with the result; then of the value and the position of the target. The last two columns are ``noops``, and
+        whether there is a value in the accumulator afterwards.
 
         Nine numbers are no multiple of 16 bytes: a GPU gives each row that is one a block of threads of its own, which
         takes it ten times as long.
@@ -103,8 +105,10 @@ class Transitions(NamedTuple):
         pairs = self.control.shape[1]
         first = self.control * pairs - PADDING
         noops = self.noops.masked_fill(torch.arange(pairs) == 0, 0)
-        positions = [2 * register + part for register in self[2:5] for part in (VALUE, POSITION)]
-        return torch.stack([first, self.tool, *positions, noops], 2).flatten(0, 1)
+        left, right, target = (2 * register for register in self[2:5])
+        position = torch.where(self.tool.eq(COPY), left, right) + POSITION
+        columns = [first, self.tool, left, right, position, target, target + POSITION, noops, self.control & 1]
+        return torch.stack(columns, 2).flatten(0, 1)
 
 
 class RegisterState(NamedTuple):
@@ -176,7 +180,7 @@ class RegisterEnv(Env):
         self.runs_foreign_code = not set(self.vocabulary.tools) <= set(TOOLS)
         self.tokens = self.vocabulary.actions if actions is None else tuple(self.vocabulary.tokens(actions))
         self.actions = tuple(self.vocabulary.name(token) for token in self.tokens)
-        self._answer = self.tokens.index(Token.ANS) if Token.ANS in self.tokens else PADDING
+        self._answer = self.tokens.index(Token.ANS) if Token.ANS in self.tokens else len(self.tokens)
         self._stages_on: dict[torch.device, Stages] = {}
         self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
@@ -232,7 +236,8 @@ class RegisterEnv(Env):
         key = width, device
         if key not in self._tables:
             token = torch.tensor([PADDING, *self.tokens])
-            self._tables[key] = self._transitions(width, token).table().to(device), self._reports(width).to(device)
+            reports = self._reports(width).repeat_interleave(len(token), 0)  # a row for each one of the transitions
+            self._tables[key] = self._transitions(width, token).table().to(device), reports.to(device)
         return self._tables[key]
 
     def _start(self, problems: Problems, own: Tensor, number: Tensor, limit: Tensor) -> RegisterState:
@@ -269,20 +274,19 @@ class RegisterEnv(Env):
                 Where the token is COPY it must be ``left``.
         """
         table, _ = self.tables(self._tape_width(state), state.control.device)
-        action = action.masked_fill(state.terminated | state.truncated, PADDING)
+        action = action.masked_fill(over(state), PADDING)
         row = table.index_select(0, state.control + action)  # [B, 9]
-        control, tool, noop, stepped = row[:, 0], row[:, 1], row[:, NOOP], action.ne(PADDING)
+        noop, stepped = row[:, NOOP], action.ne(PADDING)
         numbers = state.registers.flatten(1)  # [B, 2 R]
-        left, left_position, right, right_position = numbers.gather(1, row[:, 2:6]).unbind(1)
-        value = (combine or self.vocabulary.apply)(tool, left, right)
-        position = torch.where(tool.eq(COPY), left_position, right_position)
-        registers = numbers.scatter(1, row[:, 6:NOOP], torch.stack([value, position], 1)).view_as(state.registers)
+        left, right, position = numbers.gather(1, row[:, 2:5]).unbind(1)
+        value = (combine or self.vocabulary.apply)(row[:, 1], left, right)
+        registers = numbers.scatter(1, row[:, 5:NOOP], torch.stack([value, position], 1)).view_as(state.registers)
         steps = state.steps + stepped
-        terminated = state.terminated | (action.eq(self._answer) & stepped)
+        terminated = state.terminated | action.eq(self._answer)
         return RegisterState(
             registers=registers,
-            control=control,
-            valued=(torch.div(control, 1 + len(self.actions), rounding_mode="floor") & 1).bool(),
+            control=row[:, 0],
+            valued=row[:, VALUED].bool(),
             terminated=terminated,
             truncated=steps.ge(state.limit) & ~terminated,
             applied=torch.where(stepped, noop.eq(0), state.applied),
@@ -301,8 +305,7 @@ class RegisterEnv(Env):
     def observe(self, state: RegisterState) -> Observation:
         """What the tools report: flags by control state, positions of the registers that the control state names."""
         _, reports = self.tables(self._tape_width(state), state.control.device)
-        number = torch.div(state.control, 1 + len(self.actions), rounding_mode="floor")
-        row = reports.index_select(0, number) if self.flags else number.new_zeros(len(number), 0)
+        row = reports.index_select(0, state.control) if self.flags else state.control[:, None][:, :0]
         flags = row[:, : max(0, self.flags - 1)].float()
         if self.flags:
             flags = torch.cat([flags, state.applied[:, None].float()], 1)

@@ -108,7 +108,7 @@ class Stages:
         self.vocabulary = Vocabulary(tools)
         words = [self._word(stage) for stage in self.stages]
         width = max(map(len, words))
-        self.operands = (width + 1) // 2
+        self._length = torch.tensor([len(word) for word in words])
         self._words = torch.tensor([[*word, *[NOTHING] * (width - len(word))] for word in words])  # [S, W]
         self._is_random = torch.tensor([stage.pattern is None for stage in self.stages])
         self._any_random = any(stage.pattern is None for stage in self.stages)
@@ -151,10 +151,11 @@ class Stages:
             raise ValueError(f"stages: got {stage.name} with tool {unknown[0]!r}, expected some of {names}")
         return [token for token, name in zip(self.vocabulary.operators, names, strict=True) if name in wanted]
 
-    @property
-    def longest_prompt(self) -> int:
-        """Tokens that a prompt can have at most, CTX included."""
-        n = self.operands  # n - 1 operators, brackets around each but the outermost, and further digits
+    def _longest_prompt(self, n: int) -> int:
+        """Tokens that a prompt of n operands can have at most.
+
+        2 n - 1 operands and operators, brackets around each operator but the outermost, further digits, and CTX.
+        """
         return 2 * n + 2 * (n - 2) * (n > 2) + n * (self._most_digits - 1)
 
     def to(self, device: torch.device | str) -> "Stages":
@@ -183,8 +184,8 @@ class Stages:
         Args:
             index: int64 ``[B]``, ``0 <= index < size``.
         """
-        word = self._words[stage].expand(len(index), -1)
-        count = int(self._words[stage].eq(LEAF).sum())
+        word = self._words[stage, : int(self._length[stage])].expand(len(index), -1)
+        count = int(word[0].eq(LEAF).sum())
         place = torch.tensor([BASE**j for j in reversed(range(count))], device=index.device)
         return self._assemble(index, torch.full_like(index, stage), word, index[:, None] // place % BASE)
 
@@ -199,11 +200,14 @@ class Stages:
             number: int64 ``[B]``, number of the problem in its run.
             stage: int64 ``[B]``.
         """
-        word = self._words.index_select(0, stage)
+        cut = number.device.type == "cpu" and not static_shapes  # a GPU would have to be waited for
+        words = self._words[:, : int(self._length[stage].max())] if cut else self._words
+        word = words.index_select(0, stage)
         if self._any_random:
-            word = torch.where(self._is_random[stage][:, None], self._random_words(number, stage, seed), word)
+            word = torch.where(self._is_random[stage][:, None], self._random_words(number, stage, seed, word), word)
         length = word.eq(LEAF).sum(1)
-        counter = number[:, None] * DRAWS + torch.arange(self.operands, device=number.device)  # [B, N]
+        tape = torch.arange((word.shape[1] + 1) // 2, device=number.device)
+        counter = number[:, None] * DRAWS + tape  # [B, N]
         # One draw makes an operand: its last digit, then how many digits it has, then the others.
         draw = random_bits(seed, Purpose.PROBLEM_OPERANDS, counter, bits=62)
         last = draw % BASE
@@ -214,7 +218,7 @@ class Stages:
             more = draw % digits  # digits before the last one
             power = torch.pow(BASE, (more - 1).clamp(min=0))
             higher = torch.where(more.gt(0), power + draw // digits % (9 * power), higher)
-        inside = torch.arange(self.operands, device=number.device) < length[:, None]
+        inside = tape < length[:, None]
         operands = (higher * BASE + last) * inside
         # The last digit of the last operand decides, whatever the rest is, so that no draw is made in vain.
         tail = (length - 1)[:, None]
@@ -226,14 +230,13 @@ class Stages:
         operands = operands.scatter(1, tail, higher.gather(1, tail) * BASE + digit[:, None])
         return self._assemble(number, stage, word, operands, static_shapes)
 
-    def _random_words(self, number: Tensor, stage: Tensor, seed: int) -> Tensor:
-        """Uniform postfix words with as many operators as the stage has, int64 ``[B, W]``.
+    def _random_words(self, number: Tensor, stage: Tensor, seed: int, fixed: Tensor) -> Tensor:
+        """Uniform postfix words of the length of ``fixed``, int64 ``[B, W]`` both.
 
         By the cycle lemma (Dvoretzky and Motzkin, "A problem of arrangements", 1947) just one rotation of a word of
         n + 1 leaves and n operators is a postfix word, the one that starts behind the last minimum of the sums of
         +1 for a leaf and -1 for an operator. So the rotation of a uniformly shuffled word is a uniform tree.
         """
-        fixed = self._words.index_select(0, stage)
         width = fixed.shape[1]
         position = torch.arange(width, device=number.device)
         length = fixed.ne(NOTHING).sum(1, keepdim=True)  # [B, 1]
@@ -281,7 +284,7 @@ class Stages:
         size = (behind_operator + opens + digits + closes) * inside
         last = running_sum(size) - closes - 1  # index of the last digit
         prompt_length = size.sum(1) + 1
-        width = self.longest_prompt  # and behind it a place for what is not there
+        width = self._longest_prompt(n)  # and behind it a place for what is not there
         nowhere = torch.where(inside, last, width)
         prompt = word.new_full((len(word), width + 1), NOTHING)
         for k in range(self._most_digits):
