@@ -32,8 +32,8 @@ class ReaderCache(NamedTuple):
     """What was read, and the decoder's memory.
 
     Attributes:
-        symbols: ``[B, 1 + N, d + 1]``, bounded, of each number of the prompt; zeros in the first row, for positions that
-            there are not, and in the last column: a GPU takes ten times as long to look up rows that lie close
+        symbols: ``[B, 1 + N, d + 1]``, bounded, of each number of the prompt; zeros in the first row, for positions
+            that there are not, and in the last column: a GPU takes ten times as long to look up rows that lie close
             together, if they are multiples of 16 bytes.
         scores: ``[B, 1 + N, S + 1]``, likewise.
         number: int64 ``[B, 1 + L]``, the row of the number that each token of the prompt belongs to; the first one is
