@@ -121,18 +121,6 @@ def test_torchrun_brings_back_a_run_whose_rank_was_killed(tmp_path, uninterrupte
     assert same(last(tmp_path), last(uninterrupted))
 
 
-def test_restarts_that_could_not_work_are_refused(monkeypatch):
-    for name, value in (("TORCHELASTIC_MAX_RESTARTS", "3"), ("TORCHELASTIC_USE_AGENT_STORE", "True")):
-        monkeypatch.setenv(name, value)
-    one = SimpleNamespace(world_size=1, strategy=None)
-    ranks.meet(one)
-    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE: got 0, expected 1"):
-        ranks.meet(one)
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
-    ranks.meet(one)
-
-
 def test_ranks_that_differ_stop_the_run(tmp_path):
     (tmp_path / "callbacks.py").write_text(CALLBACKS)
     process = start(tmp_path, *TWO, "--trainer.callbacks=callbacks.OtherWeights", "--data.batches_per_epoch=2")

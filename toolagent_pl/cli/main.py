@@ -17,9 +17,10 @@ from toolagent_pl.cli.errors import USAGE_ERROR, in_one_message, own_error, pref
 from toolagent_pl.cli.options import by_name, check_dropped
 from toolagent_pl.cli.report import finish, print_how_to_go_on, print_table
 from toolagent_pl.rl.env import Env
+from toolagent_pl.rl.files import read_tensors
 from toolagent_pl.training import runs
 from toolagent_pl.training.checkpoint_callback import Checkpoint
-from toolagent_pl.training.checkpoints import CheckpointError, check_settings, read_header, restored_header, settings_of
+from toolagent_pl.training.checkpoints import CheckpointError, check_settings, restored_header, settings_of
 from toolagent_pl.training.data import ProblemDataModule
 from toolagent_pl.training.media import Pictures, PredictionWriter, SampleEpisodes
 from toolagent_pl.training.module import ToolAgent
@@ -121,7 +122,7 @@ class ToolAgentCLI(LightningCLI):
             place = options.trainer.default_root_dir, options.checkpoint.dirpath
             options.ckpt_path = runs.found_checkpoint(options.ckpt_path, *place, fits)
             if options.ckpt_path:
-                self.header = restored_header(read_header(options.ckpt_path))
+                self.header = restored_header(read_tensors(options.ckpt_path, mmap=True))
                 check_settings(self.header["settings"] if fits else {}, self.settings)
         except (ValueError, OSError) as error:
             parser.error(str(error), error)
@@ -185,7 +186,7 @@ class ToolAgentCLI(LightningCLI):
                     curves = options.trainer.logger in (None, True)
                     folder = runs.own_folder(trainer, options.ckpt_path, self.header.get("batches_seen"), curves)
                 with folder, threads_for(batch):
-                    meet(trainer)
+                    meet()
                     super()._run_subcommand(subcommand)
             failed = False
         except RanksDisagreeError as error:
