@@ -341,7 +341,7 @@ class EvaluatedAgain(BlindAgent):
 )
 def test_an_update_stays_on_its_device_and_waits_for_nothing(monkeypatch, agent, env, reward, algorithm, options):
     module = ToolAgent(env, agent=agent, reward=reward, algorithm=algorithm, **options).to("meta")
-    module._trainer = SimpleNamespace(world_size=1, log_every_n_steps=10)
+    module.trainer = SimpleNamespace(log_every_n_steps=10)
     # A number on the CPU may take part in operations on a GPU, but not in those on "meta".
     module.ent_coef = module.ent_coef.to("meta")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # PyTorch does not know it for "meta"

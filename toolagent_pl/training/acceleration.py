@@ -5,23 +5,20 @@ a GPU takes to run them. Source: Gray, "Getting started with CUDA graphs", NVIDI
 """
 
 import gc
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten  # as torch.compile knows it
 
 from toolagent_pl.rl.rollout import MIN_ROWS_TO_SYNC
 
 STAYS = "stays"  # attribute of tensors that are always in the same place
-
 MIN_FOR_COMPILING = "2.11"  # versions before it cannot follow properties of named tuples
 
 T = TypeVar("T")
@@ -33,13 +30,13 @@ def can_capture(device: torch.device) -> bool:
 
 
 class _Graph(NamedTuple):
-    """A captured call: its graph, where it reads its arguments, where it writes results and gradients, and of what."""
+    """A captured call."""
 
     graph: torch.cuda.CUDAGraph
-    read: Sequence[Tensor]
-    results: Any
+    read: Sequence[Tensor]  # where it reads its arguments
+    results: Any  # where it writes them
     gradients: Tensor | None
-    learning: Sequence[str]
+    learning: Sequence[str]  # names of the weights that they are of
 
 
 class GraphedCallable(Generic[T]):
@@ -103,8 +100,10 @@ class GraphedCallable(Generic[T]):
 
     def _capture(self, read: Sequence[Tensor], given: Sequence[Any], learning: Sequence[str]) -> _Graph:
         graph, gradients = torch.cuda.CUDAGraph(), None
-        # A graph that is thrown away meanwhile, as garbage, would spoil the captured.
-        with _without_collecting(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with ExitStack() as stack:
+            gc.disable()  # a graph that is thrown away meanwhile, as garbage, would spoil the captured
+            stack.callback(gc.enable)
+            stack.enter_context(torch.cuda.graph(graph, capture_error_mode="thread_local"))
             # The weights as other tensors in the same place: autograd knows those by the stream that it met them on.
             names = learning if torch.is_grad_enabled() else ()
             weights = {f"module.{name}": self.weights[name].detach().requires_grad_() for name in names}
@@ -136,40 +135,39 @@ class Acceleration:
 
     def __init__(self, module: LightningModule, cuda_graphs: bool | None, compile_step: bool) -> None:
         here = torch.__version__
-        if compile_step and Version(here) < Version(MIN_FOR_COMPILING):
+        if compile_step and here < MIN_FOR_COMPILING:
             raise ValueError(f"compile_step: got true with PyTorch {here}, expected {MIN_FOR_COMPILING} or newer")
         self._module: tuple[Any] = (module,)  # in a tuple, so that it is no part of itself
         self.cuda_graphs, self.compile_step = cuda_graphs, compile_step
+        if compile_step:
+            self._module[0].env.static_shapes = True  # so that one graph serves all batches
+            # Private, for want of another: DDP would cut the graph into one for each MB of weights.
+            torch._dynamo.config.optimize_ddp = False
         self.reset()
 
-    def reset(self) -> None:
-        """Forget what was compiled and captured: a graph holds on to the tables, weights and ranks of one fit.
+    def reset(self, running: bool = False) -> None:
+        """Forget what was compiled and captured: a graph holds on to the tables, weights and ranks of one run.
+
+        Args:
+            running: Whether a run begins. Outside of a run nothing is captured, since weights might be moved.
 
         Raises:
-            ValueError: If functions are to be captured where there is no GPU, or several.
+            ValueError: If functions are to be captured in it where there is no GPU, or several.
         """
-        self._functions: dict[str, Callable[..., Any]] = {}
-        self._eager: set[str] = set()  # names of functions that could not be captured
         (module,) = self._module
-        trainer = getattr(module, "_trainer", None)
-        if self.cuda_graphs and trainer is not None and (not can_capture(module.device) or trainer.world_size > 1):
-            raise ValueError(
-                f"cuda_graphs: got true on {trainer.world_size} devices of type {module.device.type}, expected one GPU"
-            )
-        if self.compile_step and hasattr(module, "env"):
-            module.env.static_shapes = True  # so that one graph serves all batches
-            torch._dynamo.config.optimize_ddp = False  # which would cut it into a graph for each MB of weights
+        if running and self.cuda_graphs and not (can_capture(module.device) and module.ranks == 1):
+            got = f"true on {module.ranks} devices of type {module.device.type}"
+            raise ValueError(f"cuda_graphs: got {got}, expected one GPU")
+        self._running = running
+        self._functions: dict[str, Callable[..., Any]] = {}
 
     def __call__(self, function: Callable[..., T], *arguments: Any, copied: bool = True) -> T:
         """What the function returns. Its results may be written over by the next call, unless ``copied``."""
         if self.compile_step:
             return self._compiled(function, *arguments)
         name, (module,) = function.__name__, self._module
-        if not can_capture(module.device) or name in self._eager or not self.may_capture:
-            return function(*arguments)
         huge = self.cuda_graphs is None and len(tree_leaves(arguments)[0]) >= MIN_ROWS_TO_SYNC
-        # Outside of a run the weights might be moved.
-        if huge or module._trainer is None or module._trainer.state.status != TrainerStatus.RUNNING:
+        if huge or not (self._running and can_capture(module.device) and self.may_capture):
             return function(*arguments)
         try:
             found: T = self._functions.setdefault(name, GraphedCallable(function, module, copied))(*arguments)
@@ -183,7 +181,7 @@ class Acceleration:
             if self.cuda_graphs:
                 raise ValueError(f"cuda_graphs: got true, but {reason}") from error
             rank_zero_warn(f"Kernels are started one by one, since {reason}.")
-            self._eager.add(name)
+            self._functions[name] = function
             return function(*arguments)
 
     @property
@@ -209,17 +207,6 @@ class Acceleration:
             self._functions[name] = torch.compile(function, dynamic=False, mode="reduce-overhead")
         found: T = tree_map_only(Tensor, torch.clone, self._functions[name](*arguments))
         return found
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _Call(nn.Module):

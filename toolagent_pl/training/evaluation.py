@@ -48,8 +48,8 @@ class ActingModule(LightningModule):
 
     @property
     def ranks(self) -> int:
-        """How many ranks learn together; one without a trainer."""
-        return self._trainer.world_size if self._trainer else 1
+        """How many ranks learn together."""
+        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     @property
     def has_reference(self) -> bool:

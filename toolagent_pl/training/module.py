@@ -103,12 +103,12 @@ class ToolAgent(ActingModule):
         self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last batch
         self._gradient_norm: Tensor | None = None  # of the update under way, before clipping
         self._unused: list[Tensor] | None = None  # weights that no loss uses; not known yet
+        self._fused = True  # all weights in one kernel
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, all weights in one kernel. With 16-mixed not: a fused one unscales gradients after they are clipped."""
+        """Adam."""
         learning = [weight for weight in self.parameters() if weight.requires_grad]
-        fused = self._trainer is None or self.trainer.precision != "16-mixed"
-        return torch.optim.Adam(learning, lr=self.learning_rate, betas=self.betas, fused=fused)
+        return torch.optim.Adam(learning, lr=self.learning_rate, betas=self.betas, fused=self._fused)
 
     def training_step(self, problems: Any, batch_idx: int) -> None:
         """Let the agent act, and learn from what it did: epochs times minibatches updates."""
@@ -276,13 +276,17 @@ class ToolAgent(ActingModule):
             else:
                 config.step()
 
+    def setup(self, stage: str) -> None:
+        """Begin to compile and capture."""
+        self.acceleration.reset(running=True)
+        self._fused = self.trainer.precision != "16-mixed"  # a fused Adam unscales gradients after they are clipped
+
     def on_fit_start(self) -> None:
-        """Forget what an earlier fit compiled and captured.
+        """Take what is imitated to the device.
 
         Raises:
-            ValueError: If ranks cannot take equal parts of what is imitated.
+            ValueError: If ranks cannot take equal parts of it.
         """
-        self.acceleration.reset()
         if self.replay is not None:
             self.replay.to(self.device)
             if self.replay.batch_size % self.ranks:
