@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -133,14 +132,14 @@ class Acceleration:
         ValueError: If PyTorch is too old to compile them.
     """
 
-    def __init__(self, module: LightningModule, cuda_graphs: bool | None, compile_step: bool) -> None:
+    def __init__(self, module: Any, cuda_graphs: bool | None, compile_step: bool) -> None:
         here = torch.__version__
         if compile_step and here < MIN_FOR_COMPILING:
             raise ValueError(f"compile_step: got true with PyTorch {here}, expected {MIN_FOR_COMPILING} or newer")
-        self._module: tuple[Any] = (module,)  # in a tuple, so that it is no part of itself
+        self._module = (module,)  # in a tuple, so that it is no part of itself
         self.cuda_graphs, self.compile_step = cuda_graphs, compile_step
         if compile_step:
-            self._module[0].env.static_shapes = True  # so that one graph serves all batches
+            module.env.static_shapes = True  # so that one graph serves all batches
             # Private, for want of another: DDP would cut the graph into one for each MB of weights.
             torch._dynamo.config.optimize_ddp = False
         self.reset()

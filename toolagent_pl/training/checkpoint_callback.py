@@ -77,7 +77,7 @@ class Checkpoint(LightningCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to signals. Lightning puts back the handlers that were there when the run ends."""
         check_moments(trainer.optimizers)
-        epoch = trainer.fit_loop.epoch_progress.current
+        epoch: Any = trainer.fit_loop.epoch_progress.current
         if epoch.ready == epoch.processed:
             # With `max_steps`, Lightning takes an epoch that has ended for one to go on with, and ends it once more.
             trainer.fit_loop.epoch_loop.restarting = False
@@ -86,11 +86,11 @@ class Checkpoint(LightningCheckpoint):
         for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Something is being done that is not saved."""
         self._unsaved = True
 
-    on_train_batch_start = on_validation_start
+    on_validation_start = on_train_batch_start
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         """Note the signal: inside an update there is no state to save."""
@@ -181,11 +181,12 @@ class Checkpoint(LightningCheckpoint):
             progress = state[validation]
             begins = not progress["is_last_batch"] or progress["current"]["completed"] < progress["current"]["ready"]
         else:
-            every, batch = trainer.check_val_every_n_epoch or 1, trainer.val_check_batch
-            due = trainer.enable_validation and (trainer.current_epoch + 1) % every == 0
-            due = due and bool(batch) and (trainer.fit_loop.batch_idx + 1) % batch == 0
+            # As Lightning decides it, which keeps that to itself.
+            epochs, batches = trainer.check_val_every_n_epoch or 1, trainer.val_check_batch or float("inf")
+            due = (trainer.current_epoch + 1) % epochs == 0 and (trainer.fit_loop.batch_idx + 1) % batches == 0
             progress = state["epoch_loop.batch_progress"]["current"]
-            begins = trainer.training and due and progress["completed"] < progress["processed"]
+            in_batch = trainer.training and progress["completed"] < progress["processed"]
+            begins = trainer.enable_validation and due and in_batch
             ended = state["epoch_progress"]["current"]["ready"] == state["epoch_progress"]["current"]["processed"]
             for name in ["epoch_loop.batch_progress"] * begins + ["epoch_progress"] * ended:
                 for count in state[name]["total"], state[name]["current"]:
