@@ -21,8 +21,6 @@ GEMM_SIZES = {"cpu": 512, "cuda": 8192}
 GEMM_REPETITIONS = 3
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}  # by the first part of a precision's name
 
-# A name for each number that ``_state`` gives.
-COMPARED = ("weights", "step", "weight of the entropy", "curriculum", "curriculum", "annealing")
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of as many bytes
 
 
@@ -33,10 +31,10 @@ class NonFiniteError(RuntimeError):
 class StopOnNonFinite(Callback):
     """Stops a run with a NaN or infinite gradient, and keeps the batch.
 
-    A loss that is not finite gives such gradients, so one look at them is enough. On a CPU it comes before the
-    gradient reaches the weights. A GPU would have to be waited for: there the look comes when metrics are logged,
-    and before a checkpoint is written, so that every checkpoint is good. With 16-mixed, gradients overflow now and
-    then by design; there the run is stopped when they still do after all scaling is taken back.
+    A loss that is not finite gives such gradients. On a CPU the look at them comes before they reach the weights. A GPU
+    would have to be waited for: there it comes when metrics are logged, and before a checkpoint is written, so that
+    every checkpoint is good. With 16-mixed, gradients overflow now and then by design; there the run is stopped when
+    they still do after all scaling is taken back.
 
     Attributes:
         folder: Where the batch is kept; None for the folder that the logger writes into.
@@ -105,17 +103,14 @@ def checksum(module: torch.nn.Module) -> Tensor:
     return torch.stack([p.view(INTEGERS[p.element_size()]).sum(dtype=torch.int64) for p in parameters]).sum()
 
 
-def _state(trainer: Trainer, module: ToolAgent) -> Tensor:
-    """What must be equal on all ranks, int64 ``[6]``."""
-    place = [module.batches_seen, 0, 0, 0]
+def _state(trainer: Trainer, module: ToolAgent) -> dict[str, Any]:
+    """What must be equal on all ranks, by name."""
+    state: dict[str, Any] = {"weights": int(checksum(module)), "step": module.batches_seen}
+    state["weight of the entropy"] = float(module.ent_coef)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set where Lightning connects them
-        if isinstance(callback, CurriculumCallback):
-            place[1:3] = callback.phase, callback.epochs
-        elif isinstance(callback, Annealing) and callback.since is not None:
-            place[3] = 1 + callback.since
-    ent_coef = module.ent_coef.double().to(module.device).view(torch.int64)
-    step, *positions = torch.tensor(place, device=module.device)
-    return torch.stack([checksum(module), step, ent_coef, *positions])
+        if isinstance(callback, CurriculumCallback | Annealing):
+            state["annealing" if isinstance(callback, Annealing) else "curriculum"] = callback.state_dict()
+    return state
 
 
 class RanksAgree(Callback):
@@ -133,13 +128,13 @@ class RanksAgree(Callback):
         assert isinstance(pl_module, ToolAgent)
         if trainer.world_size == 1:
             return
-        states = trainer.strategy.all_gather(_state(trainer, pl_module))  # [ranks, 6]
-        wrong = states != states[0]
-        ranks = wrong.any(1).nonzero().view(-1).tolist()
-        if ranks:
-            differing = dict.fromkeys(name for name, bad in zip(COMPARED, wrong.any(0).tolist(), strict=True) if bad)
+        states: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(states, _state(trainer, pl_module))
+        first = states[0]
+        if ranks := [str(rank) for rank, state in enumerate(states) if state != first]:
+            differing = [name for name in first if any(state[name] != first[name] for state in states)]
             raise RanksDisagreeError(
-                f"step {pl_module.batches_seen}: {' and '.join(differing)} of rank {', '.join(map(str, ranks))} differ "
+                f"step {pl_module.batches_seen}: {' and '.join(differing)} of rank {', '.join(ranks)} differ "
                 "from rank 0; the run is stopped, since its ranks no longer train one model"
             )
 
@@ -152,8 +147,7 @@ class Throughput(Callback):
     - ``throughput/tokens_per_second``: actions taken a second, over all ranks.
     - ``throughput/episodes_per_second``: episodes a second, over all ranks.
     - ``throughput/mfu``: model FLOP utilisation, the FLOP that training on those actions takes at least, over the
-      FLOP that the devices could have done. Their peak is that of the data sheet where Lightning knows it (GPUs),
-      else that of a matrix product, measured once. Left out where the agent does not know it.
+      FLOP that the devices could have done. Left out where the agent does not know it.
 
     Lightning's ``ThroughputMonitor`` counts what is in a batch, not the actions that came of it, and waits for a GPU
     after each.
@@ -192,10 +186,8 @@ class Throughput(Callback):
         if not log:
             return
         rate = actions / self._seconds
-        metrics = {
-            "throughput/tokens_per_second": rate,
-            "throughput/episodes_per_second": problems / self._seconds,
-        }
+        metrics = {"throughput/tokens_per_second": rate}
+        metrics["throughput/episodes_per_second"] = problems / self._seconds
         if flop := pl_module.agent.flop_per_token():
             if self._peak is None:
                 self._peak = peak_flops(pl_module.device, str(trainer.precision))
@@ -209,13 +201,12 @@ def peak_flops(device: torch.device, precision: str) -> float:
     """FLOP/s that a device can do at most, by its data sheet, or else by the best of a few products of two matrices."""
     dtype = DTYPES.get(precision.partition("-")[0], torch.float32)
     if device.type == "cuda":
-        with warnings.catch_warnings():  # of a card that it does not know: that is measured
+        with warnings.catch_warnings():  # of a card that Lightning does not know: that is measured
             warnings.filterwarnings("ignore", ".*FLOPs not found")
             if known := get_available_flops(device, dtype):
                 return float(known)
-    size = GEMM_SIZES.get(device.type, GEMM_SIZES["cpu"])
+    size, best = GEMM_SIZES[device.type], float("inf")
     left, right = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
     for _ in range(GEMM_REPETITIONS):
         start = time.perf_counter()
         (left @ right)[0, 0].item()

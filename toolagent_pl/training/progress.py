@@ -13,6 +13,8 @@ from toolagent_pl.training.module import ToolAgent
 from toolagent_pl.training.schedule import Annealing, CurriculumCallback
 
 MESSAGES = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+SHOWN = {"reward": ("train/reward", "{:.3f}"), "tokens/s": ("throughput/tokens_per_second", "{:,.0f}")}
+SHOWN |= {"episodes/s": ("throughput/episodes_per_second", "{:,.0f}"), "MFU": ("throughput/mfu", "{:.1%}")}
 BAR = "{desc}  {remaining} left at most |{bar}|"
 
 
@@ -86,13 +88,10 @@ class ProgressBar(TQDMProgressBar):
         known = {name: float(metrics.get(f"val/{name}_accuracy", "nan")) for name in names}
         name = min(known, key=lambda name: known[name])
         accuracy = "-" if math.isnan(known[name]) else f"{100 * known[name]:.1f}%"
-        speed = metrics.get("throughput/tokens_per_second")
-        said = [
-            f"{name}  {accuracy} right",
-            f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs > 0 else ""),
-        ]
-        said += [f"{float(speed) / 1000:,.0f}k tok/s"] if speed is not None else []
-        bar.set_description_str("  ".join(said), refresh=False)
+        said = f"{name}  {accuracy} right  epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs > 0 else "")
+        if (speed := metrics.get("throughput/tokens_per_second")) is not None:
+            said += f"  {float(speed) / 1000:,.0f}k tok/s"
+        bar.set_description_str(said, refresh=False)
         bar.update(module.batches_seen - bar.n)
 
 
@@ -109,22 +108,14 @@ class EpochLines(Callback):
 
 def _headline(trainer: Trainer, module: ToolAgent) -> dict[str, str]:
     """The stage, the mean reward, the speed, and the accuracy of each stage at the last validation."""
-    items, metrics = {}, trainer.callback_metrics
+    items, metrics = {}, {name: float(value) for name, value in trainer.callback_metrics.items()}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set where Lightning connects them
         if isinstance(callback, CurriculumCallback):
             items["stage"] = module.env.stages[callback.stage]
-    if "train/reward" in metrics:
-        items["reward"] = f"{float(metrics['train/reward']):.3f}"
-    if "throughput/tokens_per_second" in metrics:
-        items["tokens/s"] = f"{float(metrics['throughput/tokens_per_second']):,.0f}"
-        items["episodes/s"] = f"{float(metrics['throughput/episodes_per_second']):,.0f}"
-    if "throughput/mfu" in metrics:
-        items["MFU"] = f"{100 * float(metrics['throughput/mfu']):.1f}%"
+    items |= {name: form.format(metrics[metric]) for name, (metric, form) in SHOWN.items() if metric in metrics}
     for stage in module.env.stages:
-        accuracy, reward = (metrics.get(f"val/{stage}_{name}") for name in ("accuracy", "reward"))
-        if accuracy is None or reward is None:
-            continue
-        items[stage] = f"{100 * float(accuracy):.1f}%"
-        if abs(reward - accuracy) > 1e-6:  # shaped: it tells something else
-            items[stage] += f" (reward {float(reward):.3f})"
+        if (accuracy := metrics.get(f"val/{stage}_accuracy")) is not None:
+            reward = metrics[f"val/{stage}_reward"]
+            shaped = abs(reward - accuracy) > 1e-6  # it tells something else
+            items[stage] = f"{100 * accuracy:.1f}%" + (f" (reward {reward:.3f})" if shaped else "")
     return items

@@ -41,7 +41,6 @@ SILENCED = (
     ".*configure_optimizers` will be overridden",  # as --optimizer says
     ".*callbacks used to create the checkpoint.*Timer",  # max_time may change
     ".*dirpath has changed",  # each command logs into its own directory
-    ".*infer the batch indices",  # there are none: problems are numbered
     r".*self.log\('(val/|test/|train/stage).*sync_dist",  # averaged over ranks already
     ".*all_gather is deprecated",  # Lightning's, as the next one
     ".*LeafSpec.*",
