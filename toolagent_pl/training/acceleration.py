@@ -42,13 +42,12 @@ class GraphedCallable(Generic[T]):
     """A function whose kernels are replayed.
 
     Its first call with arguments of some shapes is made as it stands, and makes what is made only once; the second one
-    is captured, or the first one again, where results are not copied. From then on the function's Python is not run any
-    more: what it reads besides its arguments must be constants, or tensors that stay where they are. Modes of PyTorch
-    may change (training, gradients, precision), and so may which weights learn.
+    is captured, or the first one again, where results are not copied. From then on its Python is not run any more: what
+    it reads besides its arguments must be constants, or tensors that stay where they are. Modes of PyTorch may change
+    (training, gradients, precision), and so may which weights learn. It must not wait for the GPU.
 
     Args:
-        function: From trees of tensors and constants to a tree of tensors, at most one of which has a gradient. It must
-            not wait for the GPU.
+        function: From trees of tensors and constants to a tree of tensors, at most one of which has a gradient.
         module: What that gradient is to: its weights.
         copied: Whether results are the caller's own. Else the next call writes over them; functions that take them as
             arguments read them where they are.
@@ -60,11 +59,7 @@ class GraphedCallable(Generic[T]):
         self._graphs: dict[Hashable, _Graph | None] = {}
 
     def __call__(self, *arguments: Any) -> T:
-        """What the function returns.
-
-        Raises:
-            RuntimeError: If the function waits for the GPU.
-        """
+        """What the function returns."""
         leaves, structure = tree_flatten(arguments)
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         known = ((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
@@ -123,13 +118,7 @@ class GraphedCallable(Generic[T]):
 class Acceleration:
     """Runs the functions of a module compiled or captured, where that was asked for or pays; else as they stand.
 
-    Args:
-        module: Whose functions they are.
-        cuda_graphs: Capture and replay them; None for where it is sure to change nothing and pays.
-        compile_step: Compile them with ``torch.compile``.
-
-    Raises:
-        ValueError: If PyTorch is too old to compile them.
+    The options are those of ``ToolAgent``.
     """
 
     def __init__(self, module: Any, cuda_graphs: bool | None, compile_step: bool) -> None:
@@ -185,10 +174,7 @@ class Acceleration:
 
     @property
     def may_capture(self) -> bool:
-        """Whether a GPU may replay its kernels: where it is alone, and parts read nothing but constants and tensors.
-
-        Without being told, that is known of the parts of this package.
-        """
+        """Whether a GPU may replay its kernels: alone, and without being told, with parts of this package only."""
         if self.cuda_graphs is not None:
             return self.cuda_graphs
         (module,) = self._module

@@ -14,7 +14,6 @@ from torch import Tensor, distributed
 
 from toolagent_pl.rl.checks import check_range
 from toolagent_pl.training.checkpoints import OWN_LINE, AtomicCheckpointIO, check_moments
-from toolagent_pl.training.module import ToolAgent
 
 LAST = "last.ckpt"
 STOP_SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
@@ -30,11 +29,8 @@ class Checkpoint(LightningCheckpoint):
     gets the signal: all of them stop after the same batch, one or two later.
 
     Args:
-        every_n_batches: Training batches between two checkpoints.
+        every_n_batches: Training batches between two checkpoints, 1 or more.
         dirpath: Where to write, in place of ``checkpoints`` in the directory of the run.
-
-    Raises:
-        ValueError: If ``every_n_batches`` is not positive.
     """
 
     def __init__(self, every_n_batches: int = 50, dirpath: str | None = None) -> None:
@@ -55,11 +51,7 @@ class Checkpoint(LightningCheckpoint):
         self.last_path = Path(trainer.strategy.broadcast(str(folder))) / LAST
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say that it is the checkpoint that cannot be restored: what a file of the right format holds can be anything.
-
-        Raises:
-            ValueError: In place of what Lightning or PyTorch says then.
-        """
+        """Say in a line that a checkpoint cannot be restored: what a file of the right format holds can be anything."""
         functions = [frame.name for frame in traceback.extract_tb(exception.__traceback__)]
         restoring = any(name.startswith(("resume_start", "restore_")) for name in functions)
         if restoring and isinstance(exception, Exception) and not OWN_LINE.match(str(exception)):
@@ -98,10 +90,9 @@ class Checkpoint(LightningCheckpoint):
         signal.signal(number, signal.SIG_DFL)
 
     def _ask(self) -> None:
-        """Let the ranks find out whether any of them was told to stop.
+        """Let the ranks find out whether any of them was told to stop: all must stop after the same batch.
 
-        They must stop after the same batch, so they ask after each. That is done in the background, and over the
-        CPU: no rank waits for the others, or for its GPU, longer than the update itself makes it wait.
+        That is done in the background, and over the CPU: none waits longer than the update itself makes it wait.
         """
         if self._ranks is not None:
             mine = torch.tensor(self._signal)
@@ -120,14 +111,12 @@ class Checkpoint(LightningCheckpoint):
             self.save_now(trainer)
             raise SystemExit(128 + told)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         """Save if it is time, or if the run is told to stop, or comes to an end before the epoch does.
 
-        Raises:
-            StopIteration: Where the run is to end in the middle of an epoch. Lightning would validate first, and so add
-                points to the curves that a run has not that is not stopped here.
+        ``StopIteration`` ends it in the middle of an epoch: Lightning would validate first, and so add points to the
+        curves that a run has not that is not stopped here.
         """
-        assert isinstance(pl_module, ToolAgent)
         limit = trainer.max_steps
         cut = not pl_module.epoch_is_whole and (trainer.should_stop or 0 <= limit <= trainer.global_step)
         due = pl_module.batches_seen % self.every_n_batches == 0
@@ -138,14 +127,11 @@ class Checkpoint(LightningCheckpoint):
             raise StopIteration
         self._ask()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if that was due at the last batch.
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Save if that was due at the last batch, after the hooks of the module and of all other callbacks.
 
-        Then all that comes with that batch is done, and what the checkpoint does not know of comes with later ones:
-        a curve would have points twice after a kill between a validation and the end of the epoch. Lightning calls
-        this after the hooks of the module and of all other callbacks.
+        Saved before, a curve would have points twice after a kill between the validation and the end of the epoch.
         """
-        assert isinstance(pl_module, ToolAgent)
         if pl_module.epoch_is_whole and pl_module.batches_seen % self.every_n_batches == 0:
             self.save_now(trainer)
             self._unsaved = True  # that the epoch has ended
@@ -158,9 +144,8 @@ class Checkpoint(LightningCheckpoint):
         if self._ranks is None:
             self._stop_if_told(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save what training ended with, and stop if told."""
-        assert isinstance(pl_module, ToolAgent)
         if self._unsaved and pl_module.epoch_is_whole:
             self.save_now(trainer)
         told = self._told()

@@ -64,14 +64,10 @@ def restored_header(checkpoint: Any) -> dict[str, Any]:
 
 
 def settings_of(options: Mapping[str, Any], precision: object) -> dict[str, str]:
-    """The options that decide what is learned, as JSON.
-
-    Args:
-        options: All that there are, by their full names.
-        precision: Of the trainer.
+    """Those of all options that decide what is learned, by their full names, as JSON.
 
     Raises:
-        ValueError: If training is not what it says with that precision.
+        ValueError: If training is not what it says with this precision of the trainer.
     """
     name = PRECISION_ALIASES.get(str(precision), str(precision))
     if name not in PRECISIONS:
@@ -85,11 +81,7 @@ def settings_of(options: Mapping[str, Any], precision: object) -> dict[str, str]
 
 
 def check_settings(saved: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse to go on with a run with other settings.
-
-    Args:
-        saved: What the checkpoint holds, options by name, their values as JSON; none if no command line made it.
-        now: What the command asks for.
+    """Refuse to go on with a run with other settings than are saved in the checkpoint, if a command line made it.
 
     Raises:
         ValueError: Names the first option that differs, and both values.
@@ -137,11 +129,7 @@ def agent_weights(path: str | Path, agent: nn.Module) -> dict[str, Tensor]:
 
 
 def check_moments(optimizers: Iterable[Optimizer]) -> None:
-    """Refuse restored states that lie otherwise in memory than their weights: fused kernels write past their ends.
-
-    Raises:
-        ValueError: If one does.
-    """
+    """Raise a ValueError for states that lie otherwise in memory than their weights: fused kernels write past them."""
     for optimizer in optimizers:
         for weight, state in optimizer.state.items() if optimizer.defaults.get("fused") else ():
             for name, x in state.items():
@@ -179,11 +167,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint with weights only, whatever is asked for: others could run foreign code.
-
-        Raises:
-            OSError: If it cannot be read at all.
-            ValueError: If it is something else than a whole checkpoint.
-        """
+        """Read tensors and plain containers only, whatever is asked for; raises what ``read_tensors`` does."""
         checkpoint: dict[str, Any] = read_tensors(path, map_location)
         return checkpoint

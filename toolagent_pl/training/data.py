@@ -20,8 +20,7 @@ MAX_EPOCH = 2**31 - 1  # in batches
 class StreamLoader:
     """Batches of a ``ProblemStream``; each iteration goes on where the run stands, with the mixture that is set then.
 
-    The module's cursor is the only record of the position. A count of batches drawn would be ahead of it whenever
-    workers prefetch.
+    The module's cursor tells where: a count of batches drawn would be ahead of it whenever workers prefetch.
     """
 
     def __init__(self, stream: ProblemStream, data: "ProblemDataModule", module: Any) -> None:
@@ -44,11 +43,11 @@ class StreamLoader:
         return iter(self.loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: with this, Lightning knows that the loader can be resumed."""
+        """Nothing; with these two, Lightning knows that the loader can be resumed."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: the position follows from the module's cursor."""
+        """Nothing."""
 
 
 class ProblemDataModule(LightningDataModule):
@@ -62,16 +61,12 @@ class ProblemDataModule(LightningDataModule):
         test_problems: Held-out problems of each stage to test on, where there are too many to try all of them.
         predict_problems: Held-out problems of each stage to predict.
         eval_batch_size: Most problems in a batch of one rank in validation, test and prediction.
-        num_workers: Worker processes that make the training problems; with 0 they are made on the device
-            that trains.
+        num_workers: Worker processes that make the training problems; with 0 they are made on the device that trains.
         seed: Seed of the training problems.
 
     Attributes:
         mixture: Share of each stage in the training problems; a change takes effect with the next epoch's first batch.
         most_tested: Most problems of each stage to test on, by a sample where there are more; None for no limit.
-
-    Raises:
-        ValueError: If a number is out of range.
     """
 
     most_tested: int | None = None
@@ -110,11 +105,7 @@ class ProblemDataModule(LightningDataModule):
         return {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size, "device": device}
 
     def check_split(self, ranks: int) -> None:
-        """Refuse a number of ranks that cannot share a batch evenly.
-
-        Raises:
-            ValueError: If they cannot.
-        """
+        """Raise a ValueError for a number of ranks that cannot share a batch evenly."""
         if self.batch_size % ranks:
             got = f"got {self.batch_size}, expected a multiple of {ranks}, the number of ranks"
             raise ValueError(f"batch_size: {got}")
@@ -137,11 +128,7 @@ class ProblemDataModule(LightningDataModule):
         return {option: getattr(self, option) for option in ("seed", "batch_size", "batches_per_epoch")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check, before training goes on, that it will see the problems that it would have seen.
-
-        Raises:
-            ValueError: If it would not.
-        """
+        """Raise a ValueError if training that goes on would see other problems than it would have seen."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         for option, now in self.state_dict().items():

@@ -122,9 +122,7 @@ class ActingModule(LightningModule):
         """Log accuracy, plan length and mean reward of each stage."""
         self._log_results("val")
 
-    def test_step(self, problems: Any, batch_idx: int) -> None:
-        """Solve a batch greedily."""
-        self.evaluate(problems)
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         """Log accuracy, plan length and mean reward of each stage."""

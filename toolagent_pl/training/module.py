@@ -258,10 +258,7 @@ class ToolAgent(ActingModule):
 
     @property
     def epoch_is_whole(self) -> bool:
-        """Whether an epoch has come to its end: Lightning ends it, too, when a run is stopped in the middle of one.
-
-        Nothing may come of that, since the run goes on with the rest of the epoch when it is resumed.
-        """
+        """Whether an epoch has come to its end: Lightning ends it, too, when a run is stopped in the middle of one."""
         count = self.trainer.num_training_batches
         return count == float("inf") or self.batches_seen % count == 0
 
@@ -269,12 +266,8 @@ class ToolAgent(ActingModule):
         """Move the learning rate, where there is a schedule."""
         if not self.epoch_is_whole:
             return
-        schedulers = self.lr_schedulers() or []
-        for config in schedulers if isinstance(schedulers, list) else [schedulers]:
-            if isinstance(config, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                config.step(self.trainer.callback_metrics[config.monitor])  # type: ignore[attr-defined]
-            else:
-                config.step()
+        for config in self.trainer.lr_scheduler_configs:
+            self.lr_scheduler_step(config.scheduler, self.trainer.callback_metrics.get(config.monitor or ""))
 
     def setup(self, stage: str) -> None:
         """Begin to compile and capture."""
@@ -282,17 +275,11 @@ class ToolAgent(ActingModule):
         self._fused = self.trainer.precision != "16-mixed"  # a fused Adam unscales gradients after they are clipped
 
     def on_fit_start(self) -> None:
-        """Take what is imitated to the device.
-
-        Raises:
-            ValueError: If ranks cannot take equal parts of it.
-        """
+        """Take what is imitated to the device; a ValueError if ranks cannot take equal parts of it."""
         if self.replay is not None:
             self.replay.to(self.device)
-            if self.replay.batch_size % self.ranks:
-                raise ValueError(
-                    f"replay.batch_size: got {self.replay.batch_size}, expected a multiple of {self.ranks}, the devices"
-                )
+            if (size := self.replay.batch_size) % self.ranks:
+                raise ValueError(f"replay.batch_size: got {size}, expected a multiple of {self.ranks}, the devices")
 
     def teardown(self, stage: str) -> None:
         """Forget what was compiled and captured: it can be neither copied nor sent to another process."""
@@ -308,22 +295,12 @@ class ToolAgent(ActingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down what the weights are weights of, and where the run is."""
-        header = {
-            "stages": list(self.env.stages),
-            "batches_seen": self.batches_seen,
-            "ent_coef": float(self.ent_coef),
-            "settings": dict(self.settings),
-        }
-        if self.replay is not None:
-            header["replay"] = self.replay.state_dict()
-        checkpoint.update(header_of(header))
+        facts = {"stages": list(self.env.stages), "batches_seen": self.batches_seen, "ent_coef": float(self.ent_coef)}
+        replay = {} if self.replay is None else {"replay": self.replay.state_dict()}
+        checkpoint.update(header_of({**facts, "settings": dict(self.settings), **replay}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of something else.
-
-        Raises:
-            ValueError: If they are not of this program, of its format, or of an agent of these sizes.
-        """
+        """Raise a ValueError for weights of another program, of another format, or of an agent of other sizes."""
         header = restored_header(checkpoint)
         if self.agent.stage_conditioned and header["stages"] != list(self.env.stages):
             raise ValueError(f"stages: got {list(self.env.stages)}, expected {header['stages']} as in the checkpoint")

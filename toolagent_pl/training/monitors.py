@@ -16,8 +16,7 @@ from toolagent_pl.training.metrics import log_metrics
 from toolagent_pl.training.module import ToolAgent
 from toolagent_pl.training.schedule import Annealing, CurriculumCallback
 
-# Rows of matrices whose product takes a device to its peak: a GPU must be busy for longer than it takes to start it.
-GEMM_SIZES = {"cpu": 512, "cuda": 8192}
+GEMM_SIZES = {"cpu": 512, "cuda": 8192}  # rows of matrices whose product takes a device to its peak
 GEMM_REPETITIONS = 3
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}  # by the first part of a precision's name
 
@@ -43,7 +42,7 @@ class StopOnNonFinite(Callback):
     folder: Path | None = None
 
     def __init__(self) -> None:
-        self._batch: Any = None  # the problems of the one under way
+        self._batch: Any = None  # under way
         self._updates: list[tuple[int, Any, Tensor]] = []  # not looked at: batches seen before, problems, norm
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -54,27 +53,18 @@ class StopOnNonFinite(Callback):
         """Keep the batch until its gradients were looked at."""
         self._batch = batch
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the gradients, or note them.
-
-        Raises:
-            NonFiniteError: If one of them is not finite; names the step, the saved batch and the last checkpoint.
-        """
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        """Look at the gradients, or note them; a ``NonFiniteError`` names step, batch and last checkpoint."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # of the loss, in 16-mixed
         if scaler is not None and scaler.get_scale() > 1:
             return  # it leaves out updates whose gradients overflow, and halves its scale
-        assert isinstance(pl_module, ToolAgent)
         norm = pl_module.gradient_norm(optimizer)
         self._updates.append((pl_module.batches_seen, self._batch, norm))
         if norm.device.type == "cpu" or pl_module.is_logging_batch():
             self._look(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Do not let bad weights be saved.
-
-        Raises:
-            NonFiniteError: As above.
-        """
+        """Do not let bad weights be saved."""
         self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
@@ -114,18 +104,16 @@ def _state(trainer: Trainer, module: ToolAgent) -> dict[str, Any]:
 
 
 class RanksAgree(Callback):
-    """Compares weights, step and curriculum over all ranks, at the start and after each validation.
+    """Compares weights, step and curriculum over all ranks, at the start and after each validation."""
 
-    A curriculum that differs would not show in the weights: the gradients are averaged.
-    """
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Compare: ranks without a common file system could have resumed from different checkpoints.
+
+        A curriculum that differs would not show in the weights: the gradients are averaged.
 
         Raises:
             RanksDisagreeError: On all ranks, if one differs from rank 0; names it, and what differs.
         """
-        assert isinstance(pl_module, ToolAgent)
         if trainer.world_size == 1:
             return
         states: list[Any] = [None] * trainer.world_size
@@ -149,8 +137,7 @@ class Throughput(Callback):
     - ``throughput/mfu``: model FLOP utilisation, the FLOP that training on those actions takes at least, over the
       FLOP that the devices could have done. Left out where the agent does not know it.
 
-    Lightning's ``ThroughputMonitor`` counts what is in a batch, not the actions that came of it, and waits for a GPU
-    after each.
+    (Lightning's ``ThroughputMonitor`` counts what is in a batch, not what came of it, and waits for a GPU after each.)
 
     Source: Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022, appendix B, and nanoGPT's
     ``estimate_mfu``: 6 FLOP for each weight and token, 2 forward and 4 backward.
@@ -160,7 +147,7 @@ class Throughput(Callback):
         self._since = 0.0  # when the time that counts began
         self._seconds = 0.0  # before that
         self._problems = 0
-        self._actions: Tensor | int = 0  # on the device
+        self._actions: Any = 0  # on the device
         self._peak: float | None = None  # FLOP/s of a rank
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -169,11 +156,8 @@ class Throughput(Callback):
 
     on_train_start = on_validation_end = on_train_epoch_start  # a run that goes on in an epoch does not begin it
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count an update, and log where Lightning does."""
-        assert isinstance(pl_module, ToolAgent)
         self._actions = self._actions + pl_module.actions_taken
         self._problems += len(batch.number) * pl_module.algorithm.samples_per_problem
         log = pl_module.batches_seen % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]

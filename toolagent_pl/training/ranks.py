@@ -22,10 +22,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Keep memory that tensors give back, instead of returning it to the system and asking again.
+    """Keep memory that tensors give back: glibc would unmap it, and map it again for the next update.
 
-    glibc maps every large tensor anew and unmaps it when it is freed; then each update touches all of its
-    memory for the first time again. On a CPU that takes as long as the computation. Does nothing without glibc.
+    To touch it for the first time again takes a CPU as long as the computation. Does nothing without glibc.
     """
     with suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -102,10 +101,9 @@ def meet() -> None:
 
 @contextmanager
 def ending_with_parent() -> Iterator[None]:
-    """Within it, a rank ends as soon as the rank, or the torchrun, that started it is gone.
+    """Within it, a rank ends as soon as the rank, or the torchrun, that started it is gone, killed perhaps.
 
-    What is killed cannot take the ranks that it started with it. They would wait for it, on GPUs for half an hour,
-    or go on writing where the run is soon resumed.
+    Else it would wait for that one, on GPUs for half an hour, or go on writing where the run is soon resumed.
     """
     parent = os.environ.pop(PARENT, None)
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -127,11 +125,7 @@ def _end_after(parent: int) -> None:
 
 
 def wait_for_ranks(trainer: Trainer, failed: bool) -> None:
-    """Wait for the ranks that this one started.
-
-    Args:
-        failed: Whether this rank ends early. The others then have a few seconds to do the same.
-    """
+    """Wait for the ranks that this one started; if it failed, they have a few seconds to do the same."""
     started = getattr(trainer.strategy.launcher, "procs", [])
     ranks = list(started)
     if failed:

@@ -30,9 +30,8 @@ class _Schedule(Callback):
         """What comes of an epoch."""
         raise NotImplementedError
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Decide, unless the epoch was cut short: a resumed run goes on with it."""
-        assert isinstance(pl_module, ToolAgent)
         if pl_module.epoch_is_whole:
             self.decide(trainer, pl_module)
 
@@ -71,9 +70,6 @@ class CurriculumCallback(_Schedule):
             Jiang et al., "Prioritized Level Replay", ICML 2021, lets no stage be forgotten.
         ent_targets: Entropy, in nats, that the weight of its bonus is steered to, for each phase; null to leave it to
             the algorithm.
-
-    Raises:
-        ValueError: If there is no way to go on, or a number is out of range.
     """
 
     kept = ("phase", "epochs", "accuracies")
@@ -111,11 +107,6 @@ class CurriculumCallback(_Schedule):
         """The current stage, as a position in the environment's list of stages."""
         return self.phases[self.phase][0]
 
-    @property
-    def at_last_phase(self) -> bool:
-        """Whether there is nothing to go on to."""
-        return self.phase + 1 == len(self.phases)
-
     def mixture(self, count: int) -> list[float]:
         """Share of each of so many stages."""
         first = max(0, self.phase + 1 - self.window) if self.window else 0
@@ -135,11 +126,7 @@ class CurriculumCallback(_Schedule):
         return shares
 
     def check_stages(self, names: Sequence[str]) -> None:
-        """Find the phases among these stages of the environment.
-
-        Raises:
-            ValueError: If one is not there, or there is another number of entropy targets.
-        """
+        """Find the phases among these stages; a ValueError says what is not there."""
         wanted = self.names or [[name] for name in names]
         for name in (name for phase in wanted for name in phase):
             if name not in names:
@@ -149,19 +136,13 @@ class CurriculumCallback(_Schedule):
             raise ValueError(f"ent_targets: got {got}, expected {len(wanted)} numbers, one for each phase")
         self.phases = [[list(names).index(name) for name in phase] for phase in wanted]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Check the stages before the run; other commands than ``fit`` have no use for them."""
-        assert isinstance(pl_module, ToolAgent)
         if stage == "fit":
             self.check_stages(pl_module.env.stages)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start where the state says, which may come from a checkpoint. Later, workers would have begun.
-
-        Raises:
-            ValueError: If there are now too few phases for it.
-        """
-        assert isinstance(pl_module, ToolAgent)
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Start where the state says, which may come from a checkpoint. Later, workers would have begun."""
         if self.phase >= len(self.phases):
             count = f"{len(self.phases)} phases, expected more than {self.phase}"
             raise ValueError(f"curriculum.stages: got {count}, where the checkpoint is")
@@ -177,7 +158,9 @@ class CurriculumCallback(_Schedule):
             others = (i for i in range(self.phase, len(self.phases)) if self.phases[i][0] != self.stage)
             if (following := next(others, None)) is not None:
                 self.phase, self.epochs = following, 0
-        elif self.every_n_epochs is not None and self.epochs >= self.every_n_epochs and not self.at_last_phase:
+        elif (
+            self.every_n_epochs is not None and self.epochs >= self.every_n_epochs and self.phase + 1 < len(self.phases)
+        ):
             self.phase, self.epochs = self.phase + 1, 0
         self._apply(trainer, module)
 
@@ -206,9 +189,6 @@ class Annealing(_Schedule):
         decay: Let the learning rate, the entropy target and the cost fall; otherwise all stay as at first, and
             training goes on.
 
-    Raises:
-        ValueError: If a number is out of range.
-
     Attributes:
         since: Batches seen when annealing began; None while the agent explores.
         over: Whether it has come to its end.
@@ -235,9 +215,8 @@ class Annealing(_Schedule):
         """A run that was killed when all was done has nothing left to do."""
         trainer.should_stop |= self.over
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         """Set what follows from how far the annealing is."""
-        assert isinstance(pl_module, ToolAgent)
         if self.since is None:
             return
         left = 1.0
@@ -264,7 +243,7 @@ class Annealing(_Schedule):
                 self.over = trainer.should_stop = True
         elif (
             (at := self.at) is not None
-            and all(one.at_last_phase for one in callbacks if isinstance(one, CurriculumCallback))
+            and all(one.phase + 1 == len(one.phases) for one in callbacks if isinstance(one, CurriculumCallback))
             and all(one >= at for one in _validated(trainer, module))
         ):
             self.since = seen
@@ -283,9 +262,6 @@ class StopWhenSolved(_Schedule):
     Attributes:
         solved: Whether all stages are; the weights do not change any more.
         results: Those of the test that showed it, if it was made in this process.
-
-    Raises:
-        ValueError: If a number is out of range.
     """
 
     kept = ("solved",)
@@ -307,9 +283,8 @@ class StopWhenSolved(_Schedule):
         """A run that was killed when all was done has nothing left to do."""
         trainer.should_stop |= self.solved
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Check the options before the run; other commands than ``fit`` have no use for them."""
-        assert isinstance(pl_module, ToolAgent)
         if stage == "fit":
             self.check_module(pl_module)
 

@@ -25,27 +25,18 @@ MAX_BATCH = 2**24
 class ProblemStream(IterableDataset[Any]):
     """Endless fresh problems, a batch at a time; one iteration yields one epoch of them.
 
-    Position and mixture lie in shared memory, so that worker processes see what the main process sets.
-
-    Args:
-        env: Makes the problems; those that are held out are never drawn.
-        seed: Seed of the run.
-        batch_size: Problems in a batch, over all ranks.
-        batches: Batches in an epoch.
-        rank: This rank, from 0.
-        ranks: How many ranks share each batch.
-        device: Where the problems are made.
-        replay: Whether a GPU captures how it makes a batch, and replays it.
+    Position and mixture lie in shared memory, so that worker processes see what the main process sets. Problems that
+    are held out are never drawn.
     """
 
     env: Env
-    seed: int
-    batch_size: int
-    batches: int
+    seed: int  # of the run
+    batch_size: int  # problems, over all ranks
+    batches: int  # in an epoch
     rank: int = 0
-    ranks: int = 1
-    device: torch.device | str = "cpu"
-    replay: bool = False
+    ranks: int = 1  # that share each batch
+    device: torch.device | str = "cpu"  # where the problems are made
+    replay: bool = False  # whether a GPU captures how it makes a batch, and replays it
 
     def __post_init__(self) -> None:
         self._draw: Callable[[Tensor, Tensor], Any] = GraphedCallable(self._drawn) if self.replay else self._drawn
@@ -108,15 +99,10 @@ class FixedProblems:
     """Batches of the same problems each time, stage after stage: all of a stage, or a sample of those held out.
 
     Args:
-        env: Makes the problems.
-        stages: How many of its stages, the first ones, problems are taken from.
-        sample: Which sample.
+        stages: How many stages of the environment, the first ones, problems are taken from.
         per_stage: Most problems of each stage.
-        batch_size: Most problems in a batch of one rank.
+        batch_size: Most problems in a batch of one rank; the ranks share the problems, none twice.
         whole: Take all problems of stages small enough to be enumerated, those that are trained on among them.
-        rank: This rank, from 0; the ranks share the problems, none twice.
-        ranks: How many ranks there are.
-        device: Where the problems are made.
         most: With ``whole``, problems of a stage above which a sample is taken; None for as many as can be enumerated.
         mixed: Put samples of several stages into a batch: fewer and fuller ones, for what is done again and again.
     """
