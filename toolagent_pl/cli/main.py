@@ -170,8 +170,8 @@ class ToolAgentCLI(LightningCLI):
         check_devices(self.trainer)
         self.datamodule.check_split(self.trainer.world_size)
         if subcommand == "fit":
-            runs.callback_of(self.trainer, CurriculumCallback).check_stages(self.model.env.stages)
-            runs.callback_of(self.trainer, StopWhenSolved).check_module(self.model)
+            runs.callback_of(self.trainer, CurriculumCallback).check(self.model)
+            runs.callback_of(self.trainer, StopWhenSolved).check(self.model)
 
     # The one place around all that a command does: LightningCLI has hooks before and after it, and none around it.
     def _run_subcommand(self, subcommand: str) -> None:

@@ -41,8 +41,7 @@ class ProgressBar(TQDMProgressBar):
 
     def init_train_tqdm(self) -> Tqdm:
         """One bar for all epochs."""
-        module = self.trainer.lightning_module
-        assert isinstance(module, ToolAgent)
+        module: Any = self.trainer.lightning_module
         return Tqdm(
             initial=module.batches_seen,
             disable=self.is_disabled,
@@ -57,12 +56,10 @@ class ProgressBar(TQDMProgressBar):
         return Tqdm(disable=True) if self.trainer.state.fn == TrainerFn.FITTING else super().init_validation_tqdm()
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Show the stage that comes next, before the first batch is over."""
+        """Show the stage that comes next before the first batch is over, and go on by a batch after each."""
         self._show(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
-        """Go on by a batch."""
-        self._show(trainer)
+    on_train_batch_end = on_train_epoch_start  # type: ignore[assignment]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the accuracy."""
@@ -75,8 +72,8 @@ class ProgressBar(TQDMProgressBar):
         """Nothing is left to show."""
 
     def _show(self, trainer: Trainer) -> None:
-        bar, module, metrics = self.train_progress_bar, trainer.lightning_module, trainer.callback_metrics
-        assert isinstance(module, ToolAgent)
+        module: Any = trainer.lightning_module
+        bar, metrics = self.train_progress_bar, trainer.callback_metrics
         epoch, epochs = trainer.num_training_batches, trainer.max_epochs or -1
         bar.total = int(epoch * epochs) if epochs > 0 and epoch != float("inf") else None
         names = list(module.env.stages)

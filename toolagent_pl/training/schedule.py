@@ -24,7 +24,19 @@ DIGITS = 6  # that are right in metrics of Lightning, which are float32
 class _Schedule(Callback):
     """Decides at the end of an epoch from the last validation. All ranks decide alike: validation is synchronised."""
 
-    kept: tuple[str, ...]  # attributes that are kept in checkpoints
+    kept: tuple[str, ...]  # attributes that are kept in checkpoints; the last one may say that nothing is left to do
+
+    def check(self, module: ToolAgent) -> None:
+        """Raise a ValueError for options that do not fit the module."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Check the options before the run; other commands than ``fit`` have no use for them."""
+        if stage == "fit":
+            self.check(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that was killed when all was done has nothing left to do."""
+        trainer.should_stop |= getattr(self, self.kept[-1]) is True
 
     def decide(self, trainer: Trainer, module: ToolAgent) -> None:
         """What comes of an epoch."""
@@ -125,8 +137,9 @@ class CurriculumCallback(_Schedule):
         shares[self.stage] = 1.0 - sum(shares)
         return shares
 
-    def check_stages(self, names: Sequence[str]) -> None:
-        """Find the phases among these stages; a ValueError says what is not there."""
+    def check(self, module: ToolAgent) -> None:
+        """Find the phases among the stages; a ValueError says what is not there."""
+        names = module.env.stages
         wanted = self.names or [[name] for name in names]
         for name in (name for phase in wanted for name in phase):
             if name not in names:
@@ -135,11 +148,6 @@ class CurriculumCallback(_Schedule):
             got = list(self.ent_targets)
             raise ValueError(f"ent_targets: got {got}, expected {len(wanted)} numbers, one for each phase")
         self.phases = [[list(names).index(name) for name in phase] for phase in wanted]
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Check the stages before the run; other commands than ``fit`` have no use for them."""
-        if stage == "fit":
-            self.check_stages(pl_module.env.stages)
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start where the state says, which may come from a checkpoint. Later, workers would have begun."""
@@ -155,12 +163,10 @@ class CurriculumCallback(_Schedule):
         validated = _validated(trainer, module)
         self.accuracies = [0.0 if math.isnan(one) else one for one in validated]
         if self.advance_at is not None and validated[self.stage] >= self.advance_at:
-            others = (i for i in range(self.phase, len(self.phases)) if self.phases[i][0] != self.stage)
-            if (following := next(others, None)) is not None:
-                self.phase, self.epochs = following, 0
-        elif (
-            self.every_n_epochs is not None and self.epochs >= self.every_n_epochs and self.phase + 1 < len(self.phases)
-        ):
+            others = [i for i in range(self.phase, len(self.phases)) if self.phases[i][0] != self.stage]
+            if others:
+                self.phase, self.epochs = others[0], 0
+        elif self.epochs >= (self.every_n_epochs or math.inf) and self.phase + 1 < len(self.phases):
             self.phase, self.epochs = self.phase + 1, 0
         self._apply(trainer, module)
 
@@ -210,10 +216,6 @@ class Annealing(_Schedule):
         self.at, self.batches, self.ent_target, self.step_cost, self.decay = at, batches, ent_target, step_cost, decay
         self.since: int | None = None
         self.over = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was killed when all was done has nothing left to do."""
-        trainer.should_stop |= self.over
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         """Set what follows from how far the annealing is."""
@@ -273,20 +275,11 @@ class StopWhenSolved(_Schedule):
         self.solved = False
         self.results: list[StageResult] = []
 
-    def check_module(self, module: ToolAgent) -> None:
+    def check(self, module: ToolAgent) -> None:
         """Raise a ValueError for a limit on plans where there is nothing to compare them with."""
         if self.plan_length is not None and not module.has_reference:
             name = type(module.env).__name__
             raise ValueError(f"plan_length: got {self.plan_length}, expected null: {name} has no reference lengths")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was killed when all was done has nothing left to do."""
-        trainer.should_stop |= self.solved
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Check the options before the run; other commands than ``fit`` have no use for them."""
-        if stage == "fit":
-            self.check_module(pl_module)
 
     def is_enough(self, accuracy: float, plan_length: float) -> bool:
         """Whether a stage is solved."""
