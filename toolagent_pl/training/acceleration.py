@@ -73,10 +73,8 @@ class GraphedCallable(Generic[T]):
                 return results
         captured = self._graphs[key]
         if captured is None:
-            read = [x if hasattr(x, STAYS) else x.clone() for x in tensors]
-            copies = iter(read)
-            given = tree_unflatten([next(copies) if isinstance(x, Tensor) else x for x in leaves], structure)
-            captured = self._graphs[key] = self._capture(read, given, learning)
+            places = [x.clone() if isinstance(x, Tensor) and not hasattr(x, STAYS) else x for x in leaves]
+            captured = self._graphs[key] = self._capture(places, tree_unflatten(places, structure), learning)
         for into, x in zip(captured.read, tensors, strict=True):
             if into.data_ptr() != x.data_ptr():
                 into.copy_(x)
@@ -92,7 +90,7 @@ class GraphedCallable(Generic[T]):
         loss: Tensor = _Loss.apply(result.detach(), captured.gradients.clone(), *weights)  # type: ignore[no-untyped-call]
         return loss
 
-    def _capture(self, read: Sequence[Tensor], given: Sequence[Any], learning: Sequence[str]) -> _Graph:
+    def _capture(self, places: Sequence[Any], given: Sequence[Any], learning: Sequence[str]) -> _Graph:
         graph, gradients = torch.cuda.CUDAGraph(), None
         with ExitStack() as stack:
             gc.disable()  # a graph that is thrown away meanwhile, as garbage, would spoil the captured
@@ -108,11 +106,10 @@ class GraphedCallable(Generic[T]):
                 with torch.autocast(loss.device.type, enabled=False):
                     found = torch.autograd.grad(loss, [*weights.values()], allow_unused=True, materialize_grads=True)
                 gradients = torch.cat([gradient.flatten() for gradient in found])
-        if not self.copied:
-            for x in tree_leaves(results):
-                if isinstance(x, Tensor):
-                    setattr(x, STAYS, True)
-        return _Graph(graph, read, results, gradients, learning)
+        for x in () if self.copied else tree_leaves(results):
+            if isinstance(x, Tensor):
+                setattr(x, STAYS, True)
+        return _Graph(graph, [x for x in places if isinstance(x, Tensor)], results, gradients, learning)
 
 
 class Acceleration:
@@ -136,11 +133,8 @@ class Acceleration:
     def reset(self, running: bool = False) -> None:
         """Forget what was compiled and captured: a graph holds on to the tables, weights and ranks of one run.
 
-        Args:
-            running: Whether a run begins. Outside of a run nothing is captured, since weights might be moved.
-
-        Raises:
-            ValueError: If functions are to be captured in it where there is no GPU, or several.
+        Outside of one, ``running``, nothing is captured, since weights might be moved. A ValueError where that is asked
+        for and there is no GPU, or several.
         """
         (module,) = self._module
         if running and self.cuda_graphs and not (can_capture(module.device) and module.ranks == 1):
@@ -154,8 +148,8 @@ class Acceleration:
         if self.compile_step:
             return self._compiled(function, *arguments)
         name, (module,) = function.__name__, self._module
-        huge = self.cuda_graphs is None and len(tree_leaves(arguments)[0]) >= MIN_ROWS_TO_SYNC
-        if huge or not (self._running and can_capture(module.device) and self.may_capture):
+        captures = self._running and can_capture(module.device) and self.may_capture
+        if not captures or (self.cuda_graphs is None and len(tree_leaves(arguments)[0]) >= MIN_ROWS_TO_SYNC):
             return function(*arguments)
         try:
             found: T = self._functions.setdefault(name, GraphedCallable(function, module, copied))(*arguments)

@@ -24,19 +24,9 @@ PRECISION_ALIASES = {"None": "32-true", "32": "32-true", "64": "64-true", "bf16"
 
 # What a run that goes on must have as it was, and what of that may change.
 KEPT = ("seed_everything", "env", "model", "data", "optimizer", "lr_scheduler", "curriculum", "annealing")
-FREE = (
-    "env.unseen",
-    "model.weights",  # where a run began
-    "model.accumulate",  # the gradient is that of the whole
-    "model.compile_step",
-    "model.cuda_graphs",
-    "data.test_problems",
-    "data.predict_problems",
-    "data.eval_batch_size",
-    "data.num_workers",
-    "model.seed",  # seed_everything, as is that of the data
-    "data.seed",
-)
+FREE = ["env.unseen", "model.weights", "model.accumulate", "model.compile_step", "model.cuda_graphs"]
+FREE += ["data.test_problems", "data.predict_problems", "data.eval_batch_size", "data.num_workers"]
+FREE += ["model.seed", "data.seed"]  # they are seed_everything
 
 
 class CheckpointError(OSError):

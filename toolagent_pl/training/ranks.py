@@ -1,6 +1,7 @@
 """What processes ask of the system; how ranks, which are processes, start, learn together, and end together."""
 
 import ctypes
+import io
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -32,38 +33,26 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-class _Output:
-    """A stream that goes on saying nothing once nobody reads it any more."""
+class _Output(io.FileIO):
+    """A file that goes on taking what nobody reads any more."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
+    def write(self, content: Any) -> int:
         """Write, as long as somebody reads."""
-        with self._while_read():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Hand on what was written."""
-        with self._while_read():
-            self._stream.flush()
-
-    @contextmanager
-    def _while_read(self) -> Iterator[None]:
         try:
-            yield
+            return super().write(content)
         except BrokenPipeError:
-            with open(os.devnull, "w") as sink:
-                os.dup2(sink.fileno(), self._stream.fileno())
+            with open(os.devnull, "wb") as sink:
+                os.dup2(sink.fileno(), self.fileno())
+            return len(content)
 
 
 def outlive_readers() -> None:
     """Go on when whoever reads the output has left, as in ``fit | head -1``: a run is worth more than its lines."""
-    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)  # type: ignore[assignment]
+    for name in ("stdout", "stderr"):
+        before: Any = getattr(sys, name)
+        file = io.BufferedWriter(_Output(before.fileno(), "wb", closefd=False))
+        options = {option: getattr(before, option) for option in ("encoding", "errors", "line_buffering")}
+        setattr(sys, name, io.TextIOWrapper(file, **options, write_through=before.write_through))
 
 
 @contextmanager
