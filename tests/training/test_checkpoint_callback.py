@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
+from tests.training.compare import difference
 from tests.training.counting import data, module, trainer
 from toolagent_pl.rl.ppo import PPO
 from toolagent_pl.training.checkpoint_callback import Checkpoint
@@ -50,11 +51,6 @@ def test_several_updates_of_a_batch_are_one_batch(tmp_path):
 def test_a_trial_of_a_few_batches_leaves_none(tmp_path):
     fit(tmp_path, Checkpoint(1), fast_dev_run=2)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_number_must_be_positive():
-    with pytest.raises(ValueError, match=r"^every_n_batches: got 0, expected at least 1"):
-        Checkpoint(0)
 
 
 class Points(Logger):
@@ -99,19 +95,12 @@ def train(path, points, *callbacks, ckpt_path=None, **options) -> None:
 
 
 def state_of(path):
-    """The state that a run has ended with, every bit of it."""
+    """The state that a run has ended with."""
     state = torch.load(path / "checkpoints/last.ckpt", weights_only=True)
-    kept = ("state_dict", "optimizer_states", "toolagent_pl", "global_step", "callbacks")
     state["callbacks"].pop("Ends", None)
-    return bits({name: state[name] for name in kept})
-
-
-def bits(tree):
-    if isinstance(tree, torch.Tensor):
-        return str(tree.dtype), list(tree.shape), tree.contiguous().numpy().tobytes()
-    if isinstance(tree, dict):
-        return {key: bits(value) for key, value in tree.items()}
-    return [bits(one) for one in tree] if isinstance(tree, list | tuple) else repr(tree)
+    return {
+        name: state[name] for name in ("state_dict", "optimizer_states", "toolagent_pl", "global_step", "callbacks")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +126,7 @@ def test_a_run_that_goes_on_is_bit_for_bit_the_run_that_never_stopped(tmp_path, 
     done = len({step for name, step, _ in points.points if name == "train/reward"})
     assert 5 < done < 10
     train(tmp_path, points, max_epochs=6, ckpt_path=tmp_path / "checkpoints/last.ckpt")
-    assert state_of(tmp_path) == whole[0]
+    assert difference(state_of(tmp_path), whole[0]) is None
     assert set(points.points) == set(whole[1])
     again = len(points.points) - len(whole[1])
     assert bool(again) == (callbacks != [] and callbacks[0].how == "killed")  # what came after the checkpoint

@@ -68,20 +68,12 @@ def batches_of(path: Path) -> int:
 
 def same(one: Path, other: Path, batches: int = 70) -> bool:
     """Whether two finished runs are bit for bit in the same state."""
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "toolagent_pl")
     states = [torch.load(path, weights_only=True) for path in (one, other)]
-    weights = [state["state_dict"] for state in states]
-    moments = [[m for p in state["optimizer_states"][0]["state"].values() for m in p.values()] for state in states]
-    return (
-        difference(states[0]["toolagent_pl"], states[1]["toolagent_pl"]) is None
-        and states[0]["toolagent_pl"]["batches_seen"] == batches
-        and states[0]["global_step"] == states[1]["global_step"]
-        and all(
-            states[0]["callbacks"][name] == states[1]["callbacks"][name] for name in ("CurriculumCallback", "Annealing")
-        )
-        and states[0]["optimizer_states"][0]["param_groups"] == states[1]["optimizer_states"][0]["param_groups"]
-        and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-        and all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
-    )
+    kept = [{name: state[name] for name in names} for state in states]
+    for whole, part in zip(states, kept, strict=True):
+        part["callbacks"] = [whole["callbacks"][name] for name in ("CurriculumCallback", "Annealing")]
+    return difference(*kept) is None and kept[0]["toolagent_pl"]["batches_seen"] == batches
 
 
 @pytest.fixture(scope="module")
@@ -188,28 +180,3 @@ def test_told_to_stop_it_saves_and_goes_on_later(tmp_path, uninterrupted, number
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert same(last(tmp_path), last(uninterrupted))
-
-
-def test_going_on_with_other_problems_is_refused(uninterrupted, monkeypatch, capsys):
-    monkeypatch.chdir(uninterrupted)
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", *OPTIONS, "--ckpt_path=last", "--data.batch_size=128"])
-    assert stopped.value.code == 2
-    assert "data.batch_size: got 128, expected 64 as in the checkpoint" in capsys.readouterr().err
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
-    process = start(tmp_path)
-    wait_for_step(tmp_path, 7, process)
-    process.kill()
-    process.communicate()
-    before = last(tmp_path).read_bytes()
-    (last(tmp_path).parent / ".last.ckpt.unfinished").unlink(missing_ok=True)
-    (last(tmp_path).parent / ".last.ckpt.unfinished").mkdir()  # stands in the way of the new file, for root too
-    process = start(tmp_path, "--ckpt_path=last")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "Traceback" not in output
-    written = last(tmp_path).relative_to(tmp_path)
-    assert f"{written} (Is a directory); the one before it is intact" in output
-    assert last(tmp_path).read_bytes() == before
