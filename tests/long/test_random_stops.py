@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.forked import Forked, start_ranks
-from tests.long.test_chaos import difference
+from tests.training.compare import difference
 from tests.training.test_stops import OPTIONS, OWN, WHOLE, curves, end_of, run, whole, without_test_and_pictures  # noqa: F401
 
 pytestmark = pytest.mark.long

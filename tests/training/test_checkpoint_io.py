@@ -73,10 +73,8 @@ def with_foreign_code(kind: str, checkpoint, source: Path) -> bytes:
     return rewritten(source, lambda name, content: pickle.dumps(Foreign()) if name.endswith(".pkl") else content)
 
 
-@pytest.mark.parametrize(
-    ("command", "kind"),
-    [*product(("fit", "test"), ("pickle", "old format", "inside", "replaced")), ("predict", "inside")],
-)
+@pytest.mark.parametrize("kind", ["pickle", "old format", "inside", "replaced"])
+@pytest.mark.parametrize("command", ["fit", "test"])
 def test_a_checkpoint_with_foreign_code_is_refused_before_it_runs(capsys, trained, checkpoint, command, kind):
     content = with_foreign_code(kind, checkpoint, trained / "checkpoints" / "last.ckpt")
     Path("foreign.ckpt").write_bytes(content)

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from tests.conftest import CONFIGS
 from tests.forked import start_ranks
@@ -162,23 +160,11 @@ def test_a_rank_does_not_outlive_the_one_that_started_it(tmp_path):
     assert not is_running(second)
 
 
-def sleeping(seconds: float) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
-
-
-def started(*processes: subprocess.Popen[bytes]) -> SimpleNamespace:
-    """A trainer that has started these ranks."""
-    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
-    launcher.procs = [*processes]
-    return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
-
-
 def test_a_rank_that_ends_waits_for_those_that_it_started(monkeypatch):
     monkeypatch.setattr(ranks, "GRACE", 0.1)
-    at_work, hanging = sleeping(0.5), sleeping(60)
-    ranks.wait_for_ranks(started(at_work), failed=False)
-    assert at_work.returncode == 0
-    watched = started(hanging)
-    ranks.wait_for_ranks(watched, failed=True)
-    assert hanging.returncode == -signal.SIGKILL
-    assert watched.strategy.launcher.procs == []  # Lightning no longer looks at it
+    at_work, hanging = (subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({s})"]) for s in (0.5, 60))
+    for rank, failed, code in ((at_work, False, 0), (hanging, True, -signal.SIGKILL)):
+        launcher = SimpleNamespace(procs=[rank])
+        ranks.wait_for_ranks(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)), failed)
+        assert rank.returncode == code
+        assert bool(launcher.procs) != failed  # Lightning no longer looks at it
