@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import CONFIGS
 from tests.forked import start_ranks
-from tests.training.test_resume import OPTIONS, batches_of, last, same, wait_for_step
+from tests.training.compare import difference, end_of
+from tests.training.test_resume import OPTIONS, batches_of, last, wait_for_step
 from toolagent_pl.training import ranks
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.logger=false"]
@@ -101,7 +102,7 @@ def test_a_run_of_two_ranks_that_is_told_to_stop_ends_the_same(tmp_path, uninter
     process = start(tmp_path, *TWO, "--ckpt_path=last")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert same(last(tmp_path), last(uninterrupted))
+    assert difference(end_of(tmp_path), end_of(uninterrupted)) is None
 
 
 def test_torchrun_brings_back_a_run_whose_rank_was_killed(tmp_path, uninterrupted):
@@ -116,7 +117,7 @@ def test_torchrun_brings_back_a_run_whose_rank_was_killed(tmp_path, uninterrupte
     assert run.returncode == 0, run.stderr[-3000:]
     assert "Restoring states from the checkpoint" in run.stderr
     assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
-    assert same(last(tmp_path), last(uninterrupted))
+    assert difference(end_of(tmp_path), end_of(uninterrupted)) is None
 
 
 def test_ranks_that_differ_stop_the_run(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import BLIND
-from tests.training.compare import difference, read
+from tests.training.compare import checkpoint_of, curves, difference, end_of, read
 from toolagent_pl.cli.main import ToolAgentCLI, main
 from toolagent_pl.training.media import Pictures
 
@@ -44,7 +44,6 @@ class Ends(Callback):
         else:
             raise SystemExit("killed")
 """
-COMPARED = ("callbacks", "state_dict", "optimizer_states", "lr_schedulers", "global_step", "toolagent_pl")
 
 
 @pytest.fixture(autouse=True)
@@ -62,25 +61,6 @@ def run(directory: Path, monkeypatch, *options: str) -> None:
     monkeypatch.chdir(directory)
     with contextlib.suppress(SystemExit):
         main([*OPTIONS, *options])
-
-
-def checkpoint_of(directory: Path) -> Path:
-    """Of the only run that has one; a run that ended before its first has none."""
-    (path,) = directory.glob("lightning_logs/version_*/checkpoints/last.ckpt")
-    return path
-
-
-def end_of(directory: Path) -> dict:
-    state = torch.load(checkpoint_of(directory), weights_only=True)
-    callbacks = {name: of for name, of in state["callbacks"].items() if name not in ("Ends", "Timer")}
-    return {**{name: state[name] for name in COMPARED}, "callbacks": callbacks}
-
-
-def curves(directory: Path) -> dict[str, list[tuple[int, str]]]:
-    """Steps and values; as text, since nothing equals what is not a number."""
-    events = read(checkpoint_of(directory).parent.parent)
-    names = [name for name in events.Tags()["scalars"] if not name.startswith(("throughput/", "hp/"))]
-    return {name: [(event.step, repr(event.value)) for event in events.Scalars(name)] for name in names}
 
 
 @pytest.fixture(scope="module")

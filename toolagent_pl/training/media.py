@@ -122,19 +122,19 @@ class PredictionWriter(Callback):
     def __init__(self, path: str | None = None, overwrite: bool = False) -> None:
         self.path, self.overwrite = path, overwrite
 
-    def target(self, trainer: Trainer) -> Path:
-        """The file to write; each rank of several writes its own."""
+    def _file_of(self, trainer: Trainer) -> Path:
         if self.path:
             path = Path(self.path).expanduser()
         elif trainer.ckpt_path:
             path = Path(trainer.ckpt_path).with_suffix(".predictions.jsonl")
         else:
             path = Path("predictions.jsonl")
-        return path if trainer.world_size == 1 else path.with_suffix(f".rank{trainer.global_rank}{path.suffix}")
+        several = trainer.world_size > 1  # each rank writes its own
+        return path.with_suffix(f".rank{trainer.global_rank}{path.suffix}") if several else path
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin beside the file: commands that run at the same time do not mix their lines."""
-        target = self.target(trainer)
+        target = self._target = self._file_of(trainer)
         if target.exists() and not target.is_file():
             raise ValueError(f"path: got {target}, expected a file: a device or a folder is not replaced")
         if not self.overwrite and (self.path or not trainer.ckpt_path):
@@ -153,8 +153,8 @@ class PredictionWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the file in its place, and say where that is."""
         self._file.close()
-        self._unfinished.replace(self.target(trainer))
-        print(f"Predictions: {self.target(trainer)}")
+        self._unfinished.replace(self._target)
+        print(f"Predictions: {self._target}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing behind."""

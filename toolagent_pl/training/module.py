@@ -61,9 +61,6 @@ class ToolAgent(ActingModule):
         ent_target: Entropy that it adapts to now; None for a fixed weight.
         step_cost: What each step costs now.
         settings: Options of the command line that decide what is learned, kept in checkpoints.
-
-    Raises:
-        ValueError: If the parts do not fit together.
     """
 
     def __init__(
