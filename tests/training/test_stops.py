@@ -90,7 +90,7 @@ def ends(at: int, how: str = "", where: str = "on_train_batch_end") -> list[str]
     [
         steps(6), steps(8), ["--trainer.max_epochs=2"], ends(6, "stop"), ends(8, "stop"),
         ends(8, "stop", "on_train_epoch_end"), ends(9), ends(8, "", "on_validation_end"),
-        ends(8, "", "on_train_epoch_end"), ends(8, "SIGTERM", "on_validation_start"), ends(6, "SIGTERM"),
+        ends(8, "", "on_train_epoch_end"), ends(8, "SIGTERM", "on_validation_start"), ends(8, "SIGTERM"),
         ends(8, "SIGTERM", "on_train_epoch_end"), ends(24, "", "on_train_end"),
     ],
     ids=lambda words: " ".join(word.rpartition(".")[2] for word in words),
@@ -109,8 +109,8 @@ def test_going_on_after_a_stop_is_the_run(tmp_path, monkeypatch, whole, stop):
 def test_steps_go_on_with_more_steps(tmp_path, monkeypatch, whole):
     """Several times, and with a limit on steps at the end, too."""
     directory = tmp_path / "stopped"
-    for number in (3, 8, 12, 13, 24):
-        run(directory, monkeypatch, *steps(number), "--ckpt_path=auto")
+    for stop in (ends(9), steps(12), steps(13), steps(16), steps(24)):  # the first one behind the end of an epoch
+        run(directory, monkeypatch, *stop, "--ckpt_path=auto")
     seconds = [path.name.split(".")[3] for path in directory.rglob("events.out.tfevents.*")]
     assert len(set(seconds)) == len(seconds) >= 5  # TensorBoard reads them by name: of one second, in any order
     events = read(checkpoint_of(directory).parent.parent)
