@@ -264,7 +264,8 @@ class ToolAgent(ActingModule):
         if not self.epoch_is_whole:
             return
         for config in self.trainer.lr_scheduler_configs:
-            self.lr_scheduler_step(config.scheduler, self.trainer.callback_metrics.get(config.monitor or ""))
+            monitor = getattr(config.scheduler, "monitor", "")  # of Lightning's ReduceLROnPlateau
+            self.lr_scheduler_step(config.scheduler, self.trainer.callback_metrics.get(monitor))
 
     def setup(self, stage: str) -> None:
         """Begin to compile and capture."""
