@@ -80,19 +80,23 @@ def distance(one: Rank, other: Rank) -> float:
     return max(float((one.weights[name] - other.weights[name]).abs().max()) for name in one.weights)
 
 
+def assert_same_gradients(whole: Rank, first: Rank, second: Rank, updates: int, tolerance: float) -> None:
+    """Each is compared to its own size."""
+    assert len(whole.gradients) == len(first.gradients) == updates
+    for step, gradient in whole.gradients.items():
+        assert float(gradient.norm()) > 0.01
+        assert torch.equal(first.gradients[step], second.gradients[step])
+        torch.testing.assert_close(first.gradients[step], gradient, rtol=0, atol=tolerance * float(gradient.norm()))
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Rank:
     """One rank with the whole batch."""
     return train(tmp_path_factory.mktemp("whole"), 1, "--data.batch_size=128")[0]
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory) -> list[Rank]:
-    return train(tmp_path_factory.mktemp("two"), 2, "--data.batch_size=128")
-
-
-def test_two_ranks_equal_each_other_and_one_rank_with_the_whole_batch(tmp_path, whole, two):
-    first, second = two
+def test_two_ranks_equal_each_other_and_one_rank_with_the_whole_batch(tmp_path, whole):
+    first, second = train(tmp_path / "two", 2, "--data.batch_size=128")
     (half,) = train(tmp_path / "half", 1, "--data.batch_size=64")
     assert distance(first, second) == 0
     assert first.mixture == second.mixture == whole.mixture
@@ -100,19 +104,11 @@ def test_two_ranks_equal_each_other_and_one_rank_with_the_whole_batch(tmp_path, 
     assert distance(first, whole) < 1e-5
     assert distance(first, half) > 1e-3
     assert first.ent_coef == second.ent_coef == whole.ent_coef != 0.05
+    # Weights drift apart by rounding, so later steps agree less.
+    assert_same_gradients(whole, first, second, 6, 1e-5)
     for name in ("val/T0_accuracy", "val/T1_accuracy", "val/T1_reward", "train/reward", "train/entropy"):
         assert first.metrics[name] == second.metrics[name]
         torch.testing.assert_close(first.metrics[name], whole.metrics[name])
-
-
-def test_gradients_of_two_ranks_equal_those_of_one(whole, two):
-    first, second = two
-    for step, gradient in whole.gradients.items():
-        assert torch.equal(first.gradients[step], second.gradients[step])
-        # Weights drift apart by rounding, so later steps agree less; each is compared to its own size.
-        torch.testing.assert_close(first.gradients[step], gradient, rtol=0, atol=1e-5 * float(gradient.norm()))
-    assert len(whole.gradients) == 6
-    assert all(float(gradient.norm()) > 0.01 for gradient in whole.gradients.values())
 
 
 @pytest.mark.parametrize(
@@ -130,10 +126,7 @@ def test_however_a_batch_is_learned_from_two_ranks_do_what_one_does(tmp_path, op
     (whole,) = train(tmp_path / "whole", 1, *options)
     first, second = train(tmp_path / "two", 2, *options)
     updates = {"--model.algorithm=dump.Twice": 16, "--model.replay=SuccessReplay": 8}.get(options[0], 4)
-    assert len(whole.gradients) == len(first.gradients) == updates
-    for step, gradient in whole.gradients.items():
-        assert torch.equal(first.gradients[step], second.gradients[step])
-        torch.testing.assert_close(first.gradients[step], gradient, rtol=0, atol=1e-4 * float(gradient.norm()))
+    assert_same_gradients(whole, first, second, updates, 1e-4)
     assert distance(first, second) == 0
     assert distance(first, whole) < 1e-4
     for name in ("train/policy_loss", "train/entropy", "train/gradient_norm"):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import BLIND, CONFIGS, ONE_STAGE
+from tests.training.compare import read
 from toolagent_pl.cli.main import main
 from toolagent_pl.envs.calculator.env import CalculatorEnv
 from toolagent_pl.training import monitors
@@ -34,12 +34,6 @@ pytestmark = pytest.mark.usefixtures("here", "without_pictures")
 def mine(here):
     """A module of algorithms in the working directory."""
     (here / "mine.py").write_text(MINE)
-
-
-def read(directory: str | Path) -> EventAccumulator:
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
-    events.Reload()
-    return events
 
 
 def last_values(directory: str | Path) -> dict[str, float]:

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.compare import difference
+from tests.training.compare import difference, end_of
+from tests.training.test_ranks import family, is_running
 
 pytestmark = pytest.mark.long
 KILLS = int(os.environ.get("CHAOS_KILLS", "4"))
@@ -27,12 +28,8 @@ EVERY_N_BATCHES = 7
 FIT = ["--trainer.accelerator=cpu", "--trainer.max_epochs=20", "--data.batch_size=64", "--data.val_problems=50"]
 FIT += ["--data.batches_per_epoch=10", "--env.stages=[E1,T0]", "--env.unseen=[]", "--data.test_problems=50"]
 FIT += ["--curriculum.stages=[E1,T0]", "--curriculum.ent_targets=null", "--curriculum.every_n_epochs=2"]
-FIT += [
-    "--annealing.at=0.01",
-    "--annealing.batches=100",
-    "--solved.accuracy=null",
-    "--trainer.enable_progress_bar=false",
-]
+FIT += ["--annealing.at=0.01", "--annealing.batches=100", "--solved.accuracy=null"]
+FIT += ["--trainer.enable_progress_bar=false"]
 FIT += [f"--checkpoint.every_n_batches={EVERY_N_BATCHES}", "--trainer.callbacks=chaos_batches.Batches"]
 FIT += ["--ckpt_path=auto"]
 CALLBACK = """
@@ -49,7 +46,6 @@ class Batches(Callback):
 """
 ROOT = Path(__file__).parents[2]
 ANY_TIME, WRITING, STARTING, TOLD, TO_THE_END = "any time", "writing", "starting", "told to stop", "to the end"
-COMPARED = ("callbacks", "state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "toolagent_pl")
 POLL = 0.0005  # seconds; a checkpoint is written in a few milliseconds
 PATIENCE = 600.0  # seconds for a run to get to its end
 SURVIVAL = 30.0  # seconds that ranks may outlive one that was killed
@@ -94,14 +90,14 @@ class Run:
                 wait(lambda: process.poll() is not None, seconds)
             if how == WRITING:
                 wait(lambda: process.poll() is not None or self.found(".last.ckpt.unfinished") is not None, PATIENCE)
-            family = [process.pid, *children(process.pid)]
+            pids = family(process)
             ended = process.poll() is not None
             if how != TO_THE_END and not ended:
-                for pid in family if rank is None else family[rank : rank + 1] or family[:1]:
+                for pid in pids if rank is None else pids[rank : rank + 1] or pids[:1]:
                     os.kill(pid, signal.SIGTERM if how == TOLD else signal.SIGKILL)
             limit = PATIENCE if how == TO_THE_END else SURVIVAL
-            gone = wait(lambda: process.poll() is not None and not any(map(is_running, family[1:])), limit)
-            for pid in [] if gone else family:
+            gone = wait(lambda: process.poll() is not None and not any(map(is_running, pids[1:])), limit)
+            for pid in [] if gone else pids:
                 if is_running(pid):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
@@ -129,24 +125,6 @@ def wait(condition, limit: float) -> bool:
     return true
 
 
-def children(pid: int) -> list[int]:
-    """Ranks that a rank started."""
-    found = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in found.splitlines()]
-    return [int(row[0]) for row in rows if int(row[1]) == pid and "toolagent_pl" in row[2]]
-
-
-def is_running(pid: int) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return bool(state.strip()) and not state.startswith("Z")
-
-
-def end_of(run: Run) -> dict:
-    """What must not depend on what happened on the way."""
-    state = run.state()
-    return {key: state[key] for key in COMPARED}
-
-
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path, ranks):
     draw = random.Random(SEED)
@@ -164,11 +142,4 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path, 
             if run.attempt(how, draw.uniform(0, whole / (kills + 1)), rank):
                 break  # it got to its end before its time had come
         run.attempt(TO_THE_END)
-        assert difference(end_of(run), end_of(alone)) is None
-
-
-def test_one_bit_is_a_difference():
-    state = {"a": [torch.zeros(3), (1, "x")], "b": 1.0}
-    assert difference(state, {"a": [torch.zeros(3), (1, "x")], "b": 1.0}) is None
-    assert difference(state, {"a": [torch.tensor([0.0, 0.0, 1e-45]), (1, "x")], "b": 1.0}) == "checkpoint.a[0]"
-    assert difference(state, {"a": [torch.zeros(3), (1, "x")]}) == "checkpoint"
+        assert difference(end_of(run.directory), end_of(alone.directory)) is None

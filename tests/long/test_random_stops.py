@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.forked import Forked, start_ranks
-from tests.long.test_chaos import difference
-from tests.training.test_stops import OPTIONS, OWN, WHOLE, curves, end_of, run, whole, without_test_and_pictures  # noqa: F401
+from tests.training.compare import curves, difference, end_of
+from tests.training.test_stops import OPTIONS, OWN, WHOLE, run, whole, without_test_and_pictures  # noqa: F401
 
 pytestmark = pytest.mark.long
 STOPS = int(os.environ.get("STOPS", "50"))
@@ -56,11 +56,6 @@ def rows(left: int) -> list[list[tuple[str, list[str]]]]:
     return found
 
 
-def of_training(found: dict) -> dict:
-    """What a process of its own that nothing stops would log after it, is left out."""
-    return {name: points for name, points in found.items() if name != "epoch" and not name.startswith("test/")}
-
-
 def run_ranks(directory: Path, *options: str, **variables: str) -> None:
     """Two ranks, to their ends."""
     directory.mkdir(exist_ok=True)
@@ -90,7 +85,7 @@ def test_going_on_after_any_stops_is_the_run(tmp_path, monkeypatch, whole, stops
             run(directory, monkeypatch, *options, "--ckpt_path=auto")
     run(directory, monkeypatch, WHOLE, "--ckpt_path=auto")
     assert difference(end_of(directory), whole[0]) is None
-    assert of_training(curves(directory)) == of_training(whole[1])
+    assert curves(directory) == whole[1]
 
 
 @pytest.mark.parametrize("stops", rows(STOPS_OF_RANKS), ids=lambda stops: " ".join(kind for kind, _ in stops))
@@ -102,4 +97,4 @@ def test_going_on_after_any_stops_of_two_ranks_is_the_run(tmp_path, whole_of_ran
         run_ranks(directory, *options, "--ckpt_path=auto", ENDS_ON=ends_on)
     run_ranks(directory, WHOLE, "--ckpt_path=auto")
     assert difference(end_of(directory), whole_of_ranks[0]) is None
-    assert of_training(curves(directory)) == of_training(whole_of_ranks[1])
+    assert curves(directory) == whole_of_ranks[1]

@@ -3,7 +3,6 @@
 It is the default run with all that it writes, but it never stops by itself.
 """
 
-import mmap
 import os
 import re
 import signal
@@ -84,26 +83,3 @@ def test_a_long_run_does_not_grow(tmp_path):
     assert len(warm) > 10, "too short"
     print(warm[0], warm[-1])
     assert grown(warm) == []
-
-
-@pytest.mark.parametrize(
-    ("megabytes", "handles", "threads", "named"),
-    [(0, 0, 0, []), (0.01, 0, 0, []), (0.04, 0, 0, ["memory"]), (0, 0.01, 0, ["handles"]), (0, 0, 0.01, ["threads"])],
-)
-def test_what_grows_is_named(megabytes, handles, threads, named):
-    samples = [
-        Sample(t, 400 + 3 * (t % 2) + megabytes * t, 12 + (t % 7 == 0) + int(handles * t), 4 + int(threads * t))
-        for t in range(0, 1200, 5)
-    ]
-    assert [fault.split(" grew")[0] for fault in grown(samples)] == named
-
-
-def test_memory_and_handles_of_a_process_are_seen():
-    before = observe(os.getpid(), 0)
-    with open(os.devnull), open(os.devnull):
-        ballast = mmap.mmap(-1, 2**26)  # never from memory that the process held already
-        for _ in range(64):
-            ballast.write(bytes(2**20))
-        after = observe(os.getpid(), 1)
-    assert after.handles == before.handles + 2
-    assert after.megabytes - before.megabytes == pytest.approx(len(ballast) / 2**20, abs=16)

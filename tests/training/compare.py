@@ -23,3 +23,24 @@ def read(directory: str | Path) -> EventAccumulator:
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
     events.Reload()
     return events
+
+
+def checkpoint_of(directory: Path) -> Path:
+    """Of the only run below a directory that has one; a run that ended before its first has none."""
+    (path,) = directory.glob("lightning_logs/version_*/checkpoints/last.ckpt")
+    return path
+
+
+def end_of(directory: Path) -> dict:
+    """All that a run has ended with and that must not depend on where it was stopped."""
+    state = torch.load(checkpoint_of(directory), weights_only=True)
+    callbacks = {name: of for name, of in state["callbacks"].items() if name not in ("Ends", "Timer")}
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "toolagent_pl")
+    return {**{name: state[name] for name in names}, "callbacks": callbacks}
+
+
+def curves(directory: Path) -> dict[str, list[tuple[int, str]]]:
+    """Steps and values of training and validation; as text, since nothing equals what is not a number."""
+    events = read(checkpoint_of(directory).parent.parent)
+    names = [name for name in events.Tags()["scalars"] if name.startswith(("train/", "val/"))]
+    return {name: [(event.step, repr(event.value)) for event in events.Scalars(name)] for name in names}

@@ -84,12 +84,7 @@ class Recording(TorchDispatchMode):
 def played(monkeypatch):
     """A CPU that takes itself for a GPU; the graphs that were captured."""
     found = []
-
-    def new():
-        found.append(Graph())
-        return found[-1]
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", new)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: found.append(Graph()) or found[-1])
     monkeypatch.setattr(torch.cuda, "graph", Recording)
     monkeypatch.setattr("toolagent_pl.training.acceleration.can_capture", lambda _: True)
     monkeypatch.setattr("toolagent_pl.rl.rollout.is_capturing", lambda _: Recording.active)
@@ -120,23 +115,14 @@ def curves(batches=6, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"env": BLIND, "agent": BlindAgent, "algorithm": A2C(ent_target=0.5)},
-        {"env": CALCULATOR, "algorithm": PPO(minibatches=2, epochs=2)},
-        {"env": CALCULATOR, "algorithm": GRPO(kl_coef=0.1), "accumulate": 2},
-        {"env": CALCULATOR, "agent": partial(Reader, recurrent=True)},
-        {"env": CALCULATOR, "agent": TransformerReader},
-        {
-            "env": CALCULATOR,
-            "agent": partial(MLPAgent, recurrent=True),
-            "reward": ProgressReward(),
-            "algorithm": RLOO(),
-        },
-        {"env": TutorialEnv(["T0"]), "algorithm": TutorialA2C(), "reward": TutorialReward(), "agent": BlindAgent},
-        {
-            "env": CALCULATOR,
-            "algorithm": PPO(normalize_advantage="minibatch"),
-            "replay": lambda: SuccessReplay(batch_size=16),
-        },
+        {"agent": BlindAgent, "env": BLIND, "algorithm": A2C(ent_target=0.5)},
+        {"algorithm": PPO(minibatches=2, epochs=2)},
+        {"algorithm": GRPO(kl_coef=0.1), "accumulate": 2},
+        {"agent": partial(Reader, recurrent=True)},
+        {"agent": TransformerReader},
+        {"agent": partial(MLPAgent, recurrent=True), "reward": ProgressReward(), "algorithm": RLOO()},
+        {"agent": BlindAgent, "env": TutorialEnv(["T0"]), "algorithm": TutorialA2C(), "reward": TutorialReward()},
+        {"algorithm": PPO(normalize_advantage="minibatch"), "replay": lambda: SuccessReplay(batch_size=16)},
     ],
     ids=["A2C", "PPO", "GRPO in parts", "recurrent", "Transformer", "MLP, RLOO", "tutorial", "PPO and replay"],
 )
@@ -144,7 +130,7 @@ def test_a_replayed_run_is_the_run(played, options):
     found = []
     for cuda_graphs in (None, False):
         own = {"replay": options["replay"]()} if "replay" in options else {}
-        found.append(curves(**{**options, **own}, cuda_graphs=cuda_graphs))
+        found.append(curves(**{"env": CALCULATOR, **options, **own}, cuda_graphs=cuda_graphs))
         if cuda_graphs is None:
             assert sum(graph.replays for graph in played) >= 10
             count = len(played)
@@ -201,25 +187,17 @@ def test_parts_of_ones_own_are_not_replayed_without_being_asked():
 def test_results_are_the_callers_own_unless_they_stay():
     weight = torch.nn.Linear(1, 1, bias=False)
     given = [torch.full((3, 1), float(k)) for k in range(5)]
-
-    def loss(x):
-        return weight(x).sum()
-
-    def doubled(x):
-        return x * 2
-
-    results = [GraphedCallable(loss, weight)] * 5
-    losses = [function(x) for function, x in zip(results, given, strict=True)]
+    loss = GraphedCallable(lambda x: weight(x).sum(), weight)
+    losses = [loss(x) for x in given]
     for k, one in enumerate(losses):
         assert one.item() == pytest.approx(3 * k * weight.weight.item())
     sum(losses).backward()  # the gradients of several replays are added up
     assert weight.weight.grad.item() == 3 * (0 + 1 + 2 + 3 + 4)
 
-    stays = GraphedCallable(doubled, copied=False)
+    stays, reads = GraphedCallable(lambda x: x * 2, copied=False), GraphedCallable(lambda x: x * 2)
     first = stays(given[1])
     assert stays(given[2]) is first
     assert first.flatten().tolist() == [4, 4, 4]
-    reads = GraphedCallable(doubled)
     assert [reads(stays(x)).flatten().tolist()[0] for x in given] == [0, 4, 8, 12, 16]
 
 
@@ -296,12 +274,6 @@ def test_a_compiled_run_is_the_run(traced, options):
     assert found == pytest.approx(curves(batches=3, **options), rel=1e-3, abs=1e-5, nan_ok=True)
 
 
-def test_a_pytorch_that_is_too_old_is_one_line(monkeypatch):
-    monkeypatch.setattr("toolagent_pl.training.acceleration.MIN_FOR_COMPILING", "99.1")
-    with pytest.raises(ValueError, match=r"^compile_step: got true with PyTorch .*, expected 99.1 or newer"):
-        ToolAgent(CALCULATOR, compile_step=True)
-
-
 # An update stays on its device.
 
 
@@ -341,7 +313,7 @@ class EvaluatedAgain(BlindAgent):
 )
 def test_an_update_stays_on_its_device_and_waits_for_nothing(monkeypatch, agent, env, reward, algorithm, options):
     module = ToolAgent(env, agent=agent, reward=reward, algorithm=algorithm, **options).to("meta")
-    module._trainer = SimpleNamespace(world_size=1, log_every_n_steps=10)
+    module.trainer = SimpleNamespace(log_every_n_steps=10)
     # A number on the CPU may take part in operations on a GPU, but not in those on "meta".
     module.ent_coef = module.ent_coef.to("meta")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # PyTorch does not know it for "meta"

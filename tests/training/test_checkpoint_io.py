@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import SHORT, TRAINED
+from tests.conftest import TRAINED
 from toolagent_pl.cli.main import main
 from toolagent_pl.rl.files import _check_storages
 from toolagent_pl.training.checkpoints import AtomicCheckpointIO, CheckpointError
@@ -74,7 +74,7 @@ def with_foreign_code(kind: str, checkpoint, source: Path) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["pickle", "old format", "inside", "replaced"])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["fit", "test"])
 def test_a_checkpoint_with_foreign_code_is_refused_before_it_runs(capsys, trained, checkpoint, command, kind):
     content = with_foreign_code(kind, checkpoint, trained / "checkpoints" / "last.ckpt")
     Path("foreign.ckpt").write_bytes(content)
@@ -96,58 +96,26 @@ def set_at(tree, path, value):
         tree[last] = value(tree[last]) if callable(value) else value
 
 
-STEPS = ("loops", "fit_loop", "epoch_loop.manual_optimization.optim_step_progress", "total")
 SOMETHING_ELSE = "expected a checkpoint; this file is something else, or cut short"
 UNFIT = "expected a checkpoint of such a run; it cannot be restored"
+MOMENT = ["optimizer_states", 0, "state", 2, "exp_avg"]
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["toolagent_pl"], None, "a checkpoint of another program, expected one of toolagent_pl"),
         (["toolagent_pl"], "1", "a checkpoint of another program, expected one of toolagent_pl"),
-        (["toolagent_pl", "format"], 1, "a checkpoint of format 1, expected format 4"),
-        (["toolagent_pl", "format"], torch.ones(2), "a checkpoint of format tensor"),
-        (["toolagent_pl", "stages"], ["T0"], "env.stages: got ['T0', 'T1', 'T2'], expected ['T0'] as in the"),
-        (
-            ["toolagent_pl", "batches_seen"],
-            None,
-            "got batches_seen None in the checkpoint, expected a number of batches",
-        ),
-        (["toolagent_pl", "batches_seen"], -1, "got batches_seen -1 in the checkpoint, expected a number of batches"),
-        (["toolagent_pl", "batches_seen"], 2.0, "got batches_seen 2.0 in the checkpoint"),
-        (["toolagent_pl", "batches_seen"], 2**60, "got batches_seen 1152921504606846976 in the checkpoint"),
-        (["toolagent_pl", "ent_coef"], None, "got ent_coef None in the checkpoint, expected a number"),
-        (["toolagent_pl", "ent_coef"], float("nan"), "got ent_coef nan in the checkpoint, expected a number"),
-        (["toolagent_pl", "ent_coef"], torch.ones(3), "in the checkpoint, expected a number"),
-        (["pytorch-lightning_version"], "one", UNFIT),
-        (["pytorch-lightning_version"], 2, SOMETHING_ELSE),
-        (["state_dict"], [1, 2], SOMETHING_ELSE),
         (["state_dict", "agent.gru.bias_hh_l0"], None, "with nothing for agent.gru.bias_hh_l0"),
         (["state_dict", "agent.gru.bias_hh_l0"], "weights", UNFIT),
         (["state_dict", "more"], torch.zeros(3), UNFIT),
-        (["global_step"], -1, SOMETHING_ELSE),
-        (["loops"], None, SOMETHING_ELSE),
         (["loops", "fit_loop"], None, UNFIT),
-        (["loops", "fit_loop", "epoch_progress", "current", "ready"], "now", UNFIT),
-        ([*STEPS, "completed"], 2**62, UNFIT),
-        ([*STEPS, "completed"], -1, UNFIT),
         (["callbacks"], 3, UNFIT),
-        (["callbacks", "CurriculumCallback", "phase"], "last", UNFIT),
         (["callbacks", "CurriculumCallback", "phase"], 3, "curriculum.stages: got 3 phases, expected more than 3"),
-        (["callbacks", "CurriculumCallback", "epochs"], None, UNFIT),
-        (["callbacks", "Annealing", "since"], "now", UNFIT),
-        (["callbacks", "Annealing", "since"], -1, UNFIT),
-        (["callbacks", "Annealing", "over"], 1, UNFIT),
-        (["callbacks", "StopWhenSolved", "solved"], "maybe", UNFIT),
         (["ProblemDataModule"], [], UNFIT),
         (["optimizer_states"], None, UNFIT),
         (["optimizer_states"], [{"state": {}, "param_groups": []}], UNFIT),
-        (["optimizer_states", 0, "state", 2, "exp_avg"], None, UNFIT),
-        (["optimizer_states", 0, "state", 2, "exp_avg"], torch.zeros(7), UNFIT),
-        (["optimizer_states", 0, "state", 2, "exp_avg"], lambda moment: moment[:1].expand_as(moment), UNFIT),
-        (["optimizer_states", 0, "param_groups", 0, "params", 2], True, UNFIT),  # the same key as 1
-        (["optimizer_states", 0, "param_groups", 0, "lr"], "fast", UNFIT),
+        (MOMENT, torch.zeros(7), "ckpt_path: got exp_avg of [7] in the checkpoint, expected"),
+        (MOMENT, lambda moment: moment[:1].expand_as(moment), "ckpt_path: got exp_avg of"),
     ],
 )
 def test_fit_refuses_a_checkpoint_that_it_could_not_go_on_from(capsys, checkpoint, path, value, message):
@@ -159,9 +127,8 @@ def test_fit_refuses_a_checkpoint_that_it_could_not_go_on_from(capsys, checkpoin
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(("path", "value", "message"), [
     (["toolagent_pl"], None, "a checkpoint of another program"),
-    (["toolagent_pl", "format"], 1, "a checkpoint of format 1"),
+    (["toolagent_pl", "format"], 1, "a checkpoint of format 1, expected format 4"),
     (["pytorch-lightning_version"], "one", UNFIT),
-    (["loops"], {}, UNFIT),
 ])  # fmt: skip
 def test_every_command_refuses_checkpoints_of_others(capsys, checkpoint, command, path, value, message):
     set_at(checkpoint, path, value)
@@ -194,27 +161,20 @@ def test_one_flipped_bit_in_a_weight_is_found(capsys, trained):
     assert SOMETHING_ELSE in refusal(capsys, "test", "flipped.ckpt")
 
 
-def test_going_on_does_not_delete_what_a_checkpoint_names(checkpoint):
-    precious = Path("lightning_logs/version_0/checkpoints/precious").absolute()
-    precious.parent.mkdir(parents=True)
-    precious.write_text("mine")
-    state = {"dirpath": str(precious.parent), "last_model_path": str(precious), "best_model_path": str(precious)}
-    checkpoint["callbacks"]["Checkpoint"] = state
-    torch.save(checkpoint, precious.parent / "last.ckpt")
-    main(["fit", *TRAINED, *SHORT[1:], "--data.batch_size=64", "--trainer.max_epochs=2", "--ckpt_path=last"])
-    assert precious.read_text() == "mine"
-
-
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_stages_that_are_not_those_of_the_checkpoint_are_named(capsys, trained, command):
     line = refusal(capsys, command, str(trained / "checkpoints" / "last.ckpt"), "--env.stages=[T0]")
     assert "env.stages: got ['T0'], expected ['T0', 'T1', 'T2'] as in the checkpoint" in line
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
-def test_a_full_disk_is_named():
-    Path(".last.ckpt.unfinished").symlink_to("/dev/full")
-    with pytest.raises(
-        CheckpointError, match=r"^checkpoint: cannot write last.ckpt \(No space left on device\); there is"
-    ):
-        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(1000)}, "last.ckpt")
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before():
+    file, unfinished = AtomicCheckpointIO(), Path(".last.ckpt.unfinished")
+    unfinished.mkdir()  # stands in the way, for root too
+    with pytest.raises(CheckpointError, match=r"^checkpoint: cannot write last.ckpt \(Is a directory\); there is none"):
+        file.save_checkpoint({"weights": torch.zeros(1000)}, "last.ckpt")
+    unfinished.rmdir()
+    file.save_checkpoint({"weights": torch.ones(3)}, "last.ckpt")
+    unfinished.symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"\(No space left on device\); the one before it is intact"):
+        file.save_checkpoint({"weights": torch.zeros(1000)}, "last.ckpt")
+    assert file.load_checkpoint("last.ckpt")["weights"].tolist() == [1, 1, 1]

@@ -44,12 +44,9 @@ def images(path, *args, **options) -> dict[str, list[int]]:
     return {name: [image.step for image in drawn[name]] for name in drawn}
 
 
-def test_the_agent_that_training_ends_with_is_drawn_on_the_stages_that_it_was_trained_on(tmp_path):
-    assert images(tmp_path, Pictures(per_stage=5)) == {"lengths/low": [6], "lengths/middle": [6]}
-
-
-def test_now_and_then_on_the_way_too(tmp_path):
-    assert images(tmp_path, Pictures(every_n_epochs=2, per_stage=3))["lengths/low"] == [3, 6]
+def test_the_agent_is_drawn_on_its_stages_at_the_end_of_training_and_on_the_way(tmp_path):
+    assert images(tmp_path / "one", Pictures(per_stage=5)) == {"lengths/low": [6], "lengths/middle": [6]}
+    assert images(tmp_path / "two", Pictures(every_n_epochs=2, per_stage=3))["lengths/low"] == [3, 6]
 
 
 def test_a_trial_of_a_few_batches_draws_nothing(tmp_path):
@@ -69,13 +66,9 @@ def test_samples_are_shown_after_each_validation(tmp_path):
         assert [one.step for one in found] == [1, 3]
         lines = found[0].tensor_proto.string_val[0].decode().splitlines()
         assert [line.split()[-1] in ("right", "wrong") for line in lines] == [True, True]
-
-
-def test_samples_are_the_same_problems_each_time_those_of_a_stage_together():
-    agent = module()
-    samples = sample_episodes(agent, 3)
-    assert [[one.stage for one in sample] for sample in samples] == [[name] * 3 for name in agent.env.stages]
-    assert samples == sample_episodes(agent, 3)
+        assert [line.split()[0] for line in lines] == [
+            line.split()[0] for line in found[1].tensor_proto.string_val[0].decode().splitlines()
+        ]  # the same problems each time
 
 
 def test_predictions_are_an_object_a_problem(tmp_path):
@@ -87,16 +80,3 @@ def test_predictions_are_an_object_a_problem(tmp_path):
     with torch.no_grad():
         (first, *_) = sample_episodes(agent, 5)
     assert rows[:5] == [one.as_dict() for one in first]
-
-
-@pytest.mark.parametrize(
-    ("callback", "options", "expected"),
-    [
-        (Pictures, {"every_n_epochs": 0}, "every_n_epochs: got 0, expected at least 1"),
-        (Pictures, {"per_stage": 10_001}, "per_stage: got 10001, expected at least 1 and at most 10000"),
-        (SampleEpisodes, {"per_stage": 1001}, "per_stage: got 1001, expected at least 1 and at most 1000"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(callback, options, expected):
-    with pytest.raises(ValueError, match=f"^{expected}"):
-        callback(**options)

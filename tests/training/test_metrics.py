@@ -28,18 +28,12 @@ def test_sums_of_each_stage_over_all_batches():
     assert values(metric) == {"tried": [4, 0, 2], "correct": [2, 0, 1], "reward": [2.0, 0.0, 3.5]}
 
 
-def test_reset_forgets():
-    metric = sums(2)
-    update(metric, [0, 1], [True, True])
-    metric.reset()
-    update(metric, [0, 1], [False, True], [0.0, 0.5])
-    assert values(metric) == {"tried": [1, 1], "correct": [0, 1], "reward": [0.0, 0.5]}
-
-
-def test_a_single_stage():
+def test_a_single_stage_and_reset():
     metric = sums(1)
-    update(metric, [0], [True], [0.5])
-    assert values(metric) == {"tried": [1], "correct": [1], "reward": [0.5]}
+    for _ in range(2):
+        update(metric, [0], [True], [0.5])
+        assert values(metric) == {"tried": [1], "correct": [1], "reward": [0.5]}
+        metric.reset()
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
@@ -61,11 +55,3 @@ def test_counts_and_sums_stay_exact_in_any_precision(dtype):
     assert got["tried"] == [300_000, 2**24 + 2**61 + 2]
     assert got["correct"] == [300_000, 4]
     assert got["reward"] == pytest.approx([300_000 * float(torch.tensor(0.1)), 4], rel=1e-10)
-
-
-def test_one_mistake_in_a_million_is_not_rounded_away():
-    metric, stage = sums(1), torch.zeros(100_000, dtype=torch.int64)
-    for part in range(10):
-        right = torch.arange(100_000) + part > 0
-        metric.update(stage, tried=torch.ones_like(stage), correct=right, reward=right)
-    assert values(metric) == {"tried": [1_000_000], "correct": [999_999], "reward": [999_999.0]}

@@ -12,7 +12,7 @@ import yaml
 
 from tests.conftest import BLIND
 from tests.forked import Forked
-from tests.test_fit import read
+from tests.training.compare import read
 from toolagent_pl.training import runs as training_runs
 from toolagent_pl.training.runs import take_next, writing_alone
 

@@ -46,6 +46,7 @@ def only(*stages: int) -> list[list[float]]:
 def test_by_the_clock_as_in_the_tutorial():
     stages = ["low", "low", "low", "middle", "middle", "high"]
     assert seen(8, {}, every_n_epochs=1, stages=stages) == only(0, 0, 0, 1, 1, 2, 2, 2)
+    assert seen(3, {}, every_n_epochs=1, stages=["high", "low"]) == only(2, 0, 0)
 
 
 def test_by_mastery_of_the_current_stage():
@@ -58,69 +59,51 @@ def test_by_whichever_comes_first():
     assert seen(5, {"low": 1.0, "middle": 0.0}, advance_at=0.99, every_n_epochs=2) == only(0, 1, 1, 2, 2)
 
 
-def test_stages_in_an_order_of_ones_own():
-    assert seen(3, {}, every_n_epochs=1, stages=["high", "low"]) == only(2, 0, 0)
-
-
 def with_stages(stages: list | None, phase: int, **options) -> CurriculumCallback:
     callback = CurriculumCallback(stages, **{"every_n_epochs": 1, "advance_at": None, "rehearsal": 0.0, **options})
-    callback.check_stages(["low", "middle", "high"])
+    callback.check(module())
     callback.load_state_dict({"phase": phase, "epochs": 0, "accuracies": []})
     return callback
 
 
-def test_earlier_stages_stay_in_the_mix():
-    assert with_stages(None, 0, rehearsal=0.3).mixture(3) == [1, 0, 0]
-    assert with_stages(None, 2, rehearsal=0.3).mixture(3) == pytest.approx([0.15, 0.15, 0.7])
-    assert with_stages(["low", "middle", "low"], 2, rehearsal=0.3).mixture(3) == pytest.approx([0.7, 0.3, 0])
-
-
-def test_stages_that_come_with_another_are_rehearsed_from_there_on():
-    assert with_stages([["high", "low"], "middle"], 0, rehearsal=0.3).mixture(3) == pytest.approx([0.3, 0, 0.7])
-    assert with_stages([["high", "low"], "middle"], 1, rehearsal=0.3).mixture(3) == pytest.approx([0.15, 0.7, 0.15])
-
-
-def test_a_window_holds_the_last_phases_in_equal_parts():
-    assert with_stages(None, 0, window=2, rehearsal=0.3).mixture(3) == [1, 0, 0]
-    assert with_stages(None, 1, window=2, rehearsal=0.3).mixture(3) == [0.5, 0.5, 0]
-    assert with_stages(None, 2, window=2, rehearsal=0.3).mixture(3) == [0, 0.5, 0.5]
-    assert with_stages([["high", "low", "middle"]], 0, window=1).mixture(3) == pytest.approx([1 / 3] * 3)
-    with pytest.raises(ValueError, match=r"^window: got 0, expected at least 1"):
-        with_stages(None, 0, window=0)
+@pytest.mark.parametrize(
+    ("stages", "phase", "window", "mixture"),
+    [
+        (None, 0, None, [1, 0, 0]),
+        (None, 2, None, [0.15, 0.15, 0.7]),  # earlier stages stay in the mix
+        (["low", "middle", "low"], 2, None, [0.7, 0.3, 0]),
+        ([["high", "low"], "middle"], 0, None, [0.3, 0, 0.7]),  # one that comes with another is rehearsed from there on
+        ([["high", "low"], "middle"], 1, None, [0.15, 0.7, 0.15]),
+        (None, 0, 2, [1, 0, 0]),  # a window holds the last phases in equal parts
+        (None, 1, 2, [0.5, 0.5, 0]),
+        (None, 2, 2, [0, 0.5, 0.5]),
+        ([["high", "low", "middle"]], 0, 1, [1 / 3] * 3),
+    ],
+)
+def test_the_mixture_follows_from_the_phase(stages, phase, window, mixture):
+    assert with_stages(stages, phase, window=window, rehearsal=0.3).mixture(3) == pytest.approx(mixture)
 
 
 def test_priorities_follow_what_there_is_to_learn():
     """An accuracy of a half says most, 0 and 1 say nothing; no stage is left out."""
-    mixtures = seen(
-        3,
-        {"low": 1.0, "middle": 0.5, "high": 0.0},
-        every_n_epochs=9,
-        stages=[["high", "low", "middle"]],
-        prioritize=True,
-    )
+    options = {"every_n_epochs": 9, "stages": [["high", "low", "middle"]], "prioritize": True}
+    mixtures = seen(3, {"low": 1.0, "middle": 0.5, "high": 0.0}, **options)
     assert mixtures[0] == pytest.approx([1 / 3] * 3)
     assert mixtures[1] == pytest.approx([0.05 / 0.4, 0.3 / 0.4, 0.05 / 0.4])
     assert mixtures[2] == pytest.approx(mixtures[1])
 
 
 def test_priorities_are_those_of_the_checkpoint():
-    callback = with_stages([["high", "low", "middle"]], 0, prioritize=True)
-    callback.accuracies = [1.0, 0.5, 0.0]
-    resumed = with_stages([["high", "low", "middle"]], 0, prioritize=True)
-    resumed.load_state_dict(callback.state_dict())
-    assert (
-        resumed.mixture(3)
-        == callback.mixture(3)
-        != with_stages([["high", "low", "middle"]], 0, prioritize=True).mixture(3)
-    )
+    saved, resumed, new = (with_stages([["high", "low", "middle"]], 0, prioritize=True) for _ in range(3))
+    saved.accuracies = [1.0, 0.5, 0.0]
+    resumed.load_state_dict(saved.state_dict())
+    assert resumed.mixture(3) == saved.mixture(3) != new.mixture(3)
 
 
 def test_each_phase_has_its_entropy():
     callback = run(4, {}, every_n_epochs=1, ent_targets=[1.5, 1.0, 0.5])
     assert callback.seen_targets == [1.5, 1.0, 0.5, 0.5]
     assert run(1, {}, every_n_epochs=1).seen_targets == [None]
-    with pytest.raises(ValueError, match=r"^ent_targets: got \[1.0\], expected 3 numbers"):
-        with_stages(None, 0, ent_targets=[1.0])
 
 
 def test_an_epoch_counts_only_if_it_was_whole():
@@ -137,19 +120,6 @@ def test_an_epoch_counts_only_if_it_was_whole():
     assert phases == [0, 1, 1, 2]
     assert callback.state_dict() == {"phase": 2, "epochs": 0, "accuracies": [0.0] * 3}
     assert problems.mixture == [0, 0, 1]
-
-
-def test_it_refuses_to_stand_still():
-    with pytest.raises(ValueError, match=r"^advance_at: got null, as is every_n_epochs"):
-        CurriculumCallback(advance_at=None)
-
-
-@pytest.mark.parametrize(
-    "state", [{"phase": -1}, {"epochs": "two"}, {"epochs": None}, {"phase": True}, {"accuracies": [2.0]}]
-)
-def test_what_a_checkpoint_says_must_be_a_place(state):
-    with pytest.raises(ValueError, match="of CurriculumCallback is"):
-        CurriculumCallback(every_n_epochs=1).load_state_dict({"phase": 0, "epochs": 0, "accuracies": [], **state})
 
 
 class Seen(Callback):
@@ -296,17 +266,3 @@ def test_a_run_that_was_killed_when_all_was_solved_does_not_go_on(tmp_path):
     again = StopWhenSolved()
     assert until_solved(tmp_path, Solved, again, max_epochs=5) == 1
     assert again.solved
-
-
-@pytest.mark.parametrize(
-    ("callback", "state"),
-    [
-        (Annealing(), {"since": -1, "over": False}),
-        (Annealing(), {"since": "now", "over": False}),
-        (Annealing(), {"since": 3, "over": None}),
-        (StopWhenSolved(), {"solved": "maybe"}),
-    ],
-)
-def test_a_state_that_is_none_is_refused(callback, state):
-    with pytest.raises(ValueError, match=f"of {type(callback).__name__} is"):
-        callback.load_state_dict(state)

@@ -37,20 +37,13 @@ def beside_the_run(trained, monkeypatch):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--model.learning_rate=0.0001"],
-        ["--model.algorithm=GRPO"],
-        ["--model.algorithm.gamma=0.9"],
-        ["--optimizer=AdamW", "--optimizer.lr=0.5"],
-        ["--data.batch_size=16"],
-        ["--env.memory_depth=9"],
-        ["--env.stages=[T0]", "--env.max_steps=3"],
-        ["--seed_everything=1"],
-        ["--curriculum.rehearsal=0.1"],
-        ["--annealing.batches=3"],
-        ["--trainer.precision=64"],
+        ["--model.learning_rate=0.0001"], ["--model.algorithm=GRPO"], ["--model.algorithm.gamma=0.9"],
+        ["--optimizer=AdamW", "--optimizer.lr=0.5"], ["--data.batch_size=16"], ["--env.memory_depth=9"],
+        ["--env.stages=[T0]", "--env.max_steps=3"], ["--seed_everything=1"], ["--curriculum.rehearsal=0.1"],
+        ["--annealing.batches=3"], ["--trainer.precision=64"],
     ],
     ids=lambda words: words[0][2:],
-)
+)  # fmt: skip
 def test_what_decides_what_is_learned_is_refused(capsys, words):
     before, config = LAST.read_bytes(), Path("lightning_logs/version_0/config.yaml").read_text()
     line = refused(capsys, "fit", *OPTIONS, "--trainer.max_epochs=2", "--ckpt_path=last", *words)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import BLIND
-from tests.training.compare import difference, read
+from tests.training.compare import checkpoint_of, curves, difference, end_of, read
 from toolagent_pl.cli.main import ToolAgentCLI, main
 from toolagent_pl.training.media import Pictures
 
@@ -44,7 +44,6 @@ class Ends(Callback):
         else:
             raise SystemExit("killed")
 """
-COMPARED = ("callbacks", "state_dict", "optimizer_states", "lr_schedulers", "global_step", "toolagent_pl")
 
 
 @pytest.fixture(autouse=True)
@@ -62,25 +61,6 @@ def run(directory: Path, monkeypatch, *options: str) -> None:
     monkeypatch.chdir(directory)
     with contextlib.suppress(SystemExit):
         main([*OPTIONS, *options])
-
-
-def checkpoint_of(directory: Path) -> Path:
-    """Of the only run that has one; a run that ended before its first has none."""
-    (path,) = directory.glob("lightning_logs/version_*/checkpoints/last.ckpt")
-    return path
-
-
-def end_of(directory: Path) -> dict:
-    state = torch.load(checkpoint_of(directory), weights_only=True)
-    callbacks = {name: of for name, of in state["callbacks"].items() if name not in ("Ends", "Timer")}
-    return {**{name: state[name] for name in COMPARED}, "callbacks": callbacks}
-
-
-def curves(directory: Path) -> dict[str, list[tuple[int, str]]]:
-    """Steps and values; as text, since nothing equals what is not a number."""
-    events = read(checkpoint_of(directory).parent.parent)
-    names = [name for name in events.Tags()["scalars"] if not name.startswith(("throughput/", "hp/"))]
-    return {name: [(event.step, repr(event.value)) for event in events.Scalars(name)] for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +90,7 @@ def ends(at: int, how: str = "", where: str = "on_train_batch_end") -> list[str]
     [
         steps(6), steps(8), ["--trainer.max_epochs=2"], ends(6, "stop"), ends(8, "stop"),
         ends(8, "stop", "on_train_epoch_end"), ends(9), ends(8, "", "on_validation_end"),
-        ends(8, "", "on_train_epoch_end"), ends(8, "SIGTERM", "on_validation_start"), ends(6, "SIGTERM"),
+        ends(8, "", "on_train_epoch_end"), ends(8, "SIGTERM", "on_validation_start"), ends(8, "SIGTERM"),
         ends(8, "SIGTERM", "on_train_epoch_end"), ends(24, "", "on_train_end"),
     ],
     ids=lambda words: " ".join(word.rpartition(".")[2] for word in words),
@@ -129,8 +109,8 @@ def test_going_on_after_a_stop_is_the_run(tmp_path, monkeypatch, whole, stop):
 def test_steps_go_on_with_more_steps(tmp_path, monkeypatch, whole):
     """Several times, and with a limit on steps at the end, too."""
     directory = tmp_path / "stopped"
-    for number in (3, 8, 12, 13, 24):
-        run(directory, monkeypatch, *steps(number), "--ckpt_path=auto")
+    for stop in (ends(9), steps(12), steps(13), steps(16), steps(24)):  # the first one behind the end of an epoch
+        run(directory, monkeypatch, *stop, "--ckpt_path=auto")
     seconds = [path.name.split(".")[3] for path in directory.rglob("events.out.tfevents.*")]
     assert len(set(seconds)) == len(seconds) >= 5  # TensorBoard reads them by name: of one second, in any order
     events = read(checkpoint_of(directory).parent.parent)

@@ -16,9 +16,10 @@ from toolagent_pl.cli.errors import in_one_message, own_error, prefixed, show_cu
 from toolagent_pl.cli.options import by_name, check_dropped, default_options, default_run, given, has_default_env
 from toolagent_pl.cli.report import finish, print_how_to_go_on, print_table
 from toolagent_pl.rl.env import Env
+from toolagent_pl.rl.files import read_tensors
 from toolagent_pl.training import runs
 from toolagent_pl.training.checkpoint_callback import Checkpoint
-from toolagent_pl.training.checkpoints import CheckpointError, check_settings, read_header, restored_header, settings_of
+from toolagent_pl.training.checkpoints import CheckpointError, check_settings, restored_header, settings_of
 from toolagent_pl.training.data import ProblemDataModule
 from toolagent_pl.training.media import Pictures, PredictionWriter, SampleEpisodes
 from toolagent_pl.training.module import ToolAgent
@@ -140,7 +141,7 @@ class ToolAgentCLI(LightningCLI):
         place = options.trainer.default_root_dir, options.checkpoint.dirpath
         options.ckpt_path = runs.found_checkpoint(options.ckpt_path, *place, fits)
         if options.ckpt_path:
-            self.header = restored_header(read_header(options.ckpt_path))
+            self.header = restored_header(read_tensors(options.ckpt_path, mmap=True))
             check_settings(self.header["settings"] if fits else {}, self.settings)
 
     def _with_configuration(self) -> list[str]:
@@ -169,8 +170,8 @@ class ToolAgentCLI(LightningCLI):
         check_devices(self.trainer)
         self.datamodule.check_split(self.trainer.world_size)
         if self.subcommand == "fit":
-            runs.callback_of(self.trainer, CurriculumCallback).check_stages(self.model.env.stages)
-            runs.callback_of(self.trainer, StopWhenSolved).check_module(self.model)
+            runs.callback_of(self.trainer, CurriculumCallback).check(self.model)
+            runs.callback_of(self.trainer, StopWhenSolved).check(self.model)
 
     def before_fit(self) -> None:
         """Take the folder of the run, and threads for its batches, and have the ranks meet."""
@@ -183,7 +184,7 @@ class ToolAgentCLI(LightningCLI):
             self.during_run.enter_context(runs.own_folder(trainer, options.ckpt_path, batches, curves))
         batch = data.batch_size // trainer.world_size if fits else data.eval_batch_size
         self.during_run.enter_context(threads_for(batch))
-        meet(trainer)
+        meet()
 
     before_validate = before_test = before_predict = before_fit
 

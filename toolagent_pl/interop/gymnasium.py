@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 try:
     import gymnasium
@@ -24,6 +23,7 @@ from toolagent_pl.rl.checks import check_range
 from toolagent_pl.rl.env import PADDING, Env, execute, over
 from toolagent_pl.rl.random_numbers import Purpose, random_below, random_bits
 from toolagent_pl.rl.rollout import Rollout
+from toolagent_pl.rl.trees import tree_map
 
 ID = "toolagent_pl/Calculator-v0"
 BITS_OF_NUMBERS = 55  # of problems; those of an environment's sequence follow one another from anywhere among them

@@ -5,23 +5,19 @@ a GPU takes to run them. Source: Gray, "Getting started with CUDA graphs", NVIDI
 """
 
 import gc
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten  # as torch.compile knows it
 
 from toolagent_pl.rl.rollout import MIN_ROWS_TO_SYNC
 
 STAYS = "stays"  # attribute of tensors that are always in the same place
-
 MIN_FOR_COMPILING = "2.11"  # versions before it cannot follow properties of named tuples
 
 T = TypeVar("T")
@@ -33,26 +29,25 @@ def can_capture(device: torch.device) -> bool:
 
 
 class _Graph(NamedTuple):
-    """A captured call: its graph, where it reads its arguments, where it writes results and gradients, and of what."""
+    """A captured call."""
 
     graph: torch.cuda.CUDAGraph
-    read: Sequence[Tensor]
-    results: Any
+    read: Sequence[Tensor]  # where it reads its arguments
+    results: Any  # where it writes them
     gradients: Tensor | None
-    learning: Sequence[str]
+    learning: Sequence[str]  # names of the weights that they are of
 
 
 class GraphedCallable(Generic[T]):
     """A function whose kernels are replayed.
 
     Its first call with arguments of some shapes is made as it stands, and makes what is made only once; the second one
-    is captured, or the first one again, where results are not copied. From then on the function's Python is not run any
-    more: what it reads besides its arguments must be constants, or tensors that stay where they are. Modes of PyTorch
-    may change (training, gradients, precision), and so may which weights learn.
+    is captured, or the first one again, where results are not copied. From then on its Python is not run any more: what
+    it reads besides its arguments must be constants, or tensors that stay where they are. Modes of PyTorch may change
+    (training, gradients, precision), and so may which weights learn. It must not wait for the GPU.
 
     Args:
-        function: From trees of tensors and constants to a tree of tensors, at most one of which has a gradient. It must
-            not wait for the GPU.
+        function: From trees of tensors and constants to a tree of tensors, at most one of which has a gradient.
         module: What that gradient is to: its weights.
         copied: Whether results are the caller's own. Else the next call writes over them; functions that take them as
             arguments read them where they are.
@@ -64,11 +59,7 @@ class GraphedCallable(Generic[T]):
         self._graphs: dict[Hashable, _Graph | None] = {}
 
     def __call__(self, *arguments: Any) -> T:
-        """What the function returns.
-
-        Raises:
-            RuntimeError: If the function waits for the GPU.
-        """
+        """What the function returns."""
         leaves, structure = tree_flatten(arguments)
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         known = ((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
@@ -82,10 +73,8 @@ class GraphedCallable(Generic[T]):
                 return results
         captured = self._graphs[key]
         if captured is None:
-            read = [x if hasattr(x, STAYS) else x.clone() for x in tensors]
-            copies = iter(read)
-            given = tree_unflatten([next(copies) if isinstance(x, Tensor) else x for x in leaves], structure)
-            captured = self._graphs[key] = self._capture(read, given, learning)
+            places = [x.clone() if isinstance(x, Tensor) and not hasattr(x, STAYS) else x for x in leaves]
+            captured = self._graphs[key] = self._capture(places, tree_unflatten(places, structure), learning)
         for into, x in zip(captured.read, tensors, strict=True):
             if into.data_ptr() != x.data_ptr():
                 into.copy_(x)
@@ -101,10 +90,12 @@ class GraphedCallable(Generic[T]):
         loss: Tensor = _Loss.apply(result.detach(), captured.gradients.clone(), *weights)  # type: ignore[no-untyped-call]
         return loss
 
-    def _capture(self, read: Sequence[Tensor], given: Sequence[Any], learning: Sequence[str]) -> _Graph:
+    def _capture(self, places: Sequence[Any], given: Sequence[Any], learning: Sequence[str]) -> _Graph:
         graph, gradients = torch.cuda.CUDAGraph(), None
-        # A graph that is thrown away meanwhile, as garbage, would spoil the captured.
-        with _without_collecting(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with ExitStack() as stack:
+            gc.disable()  # a graph that is thrown away meanwhile, as garbage, would spoil the captured
+            stack.callback(gc.enable)
+            stack.enter_context(torch.cuda.graph(graph, capture_error_mode="thread_local"))
             # The weights as other tensors in the same place: autograd knows those by the stream that it met them on.
             names = learning if torch.is_grad_enabled() else ()
             weights = {f"module.{name}": self.weights[name].detach().requires_grad_() for name in names}
@@ -115,61 +106,50 @@ class GraphedCallable(Generic[T]):
                 with torch.autocast(loss.device.type, enabled=False):
                     found = torch.autograd.grad(loss, [*weights.values()], allow_unused=True, materialize_grads=True)
                 gradients = torch.cat([gradient.flatten() for gradient in found])
-        if not self.copied:
-            for x in tree_leaves(results):
-                if isinstance(x, Tensor):
-                    setattr(x, STAYS, True)
-        return _Graph(graph, read, results, gradients, learning)
+        for x in () if self.copied else tree_leaves(results):
+            if isinstance(x, Tensor):
+                setattr(x, STAYS, True)
+        return _Graph(graph, [x for x in places if isinstance(x, Tensor)], results, gradients, learning)
 
 
 class Acceleration:
     """Runs the functions of a module compiled or captured, where that was asked for or pays; else as they stand.
 
-    Args:
-        module: Whose functions they are.
-        cuda_graphs: Capture and replay them; None for where it is sure to change nothing and pays.
-        compile_step: Compile them with ``torch.compile``.
-
-    Raises:
-        ValueError: If PyTorch is too old to compile them.
+    The options are those of ``ToolAgent``.
     """
 
-    def __init__(self, module: LightningModule, cuda_graphs: bool | None, compile_step: bool) -> None:
+    def __init__(self, module: Any, cuda_graphs: bool | None, compile_step: bool) -> None:
         here = torch.__version__
-        if compile_step and Version(here) < Version(MIN_FOR_COMPILING):
+        if compile_step and here < MIN_FOR_COMPILING:
             raise ValueError(f"compile_step: got true with PyTorch {here}, expected {MIN_FOR_COMPILING} or newer")
-        self._module: tuple[Any] = (module,)  # in a tuple, so that it is no part of itself
+        self._module = (module,)  # in a tuple, so that it is no part of itself
         self.cuda_graphs, self.compile_step = cuda_graphs, compile_step
+        if compile_step:
+            module.env.static_shapes = True  # so that one graph serves all batches
+            # Private, for want of another: DDP would cut the graph into one for each MB of weights.
+            torch._dynamo.config.optimize_ddp = False
         self.reset()
 
-    def reset(self) -> None:
-        """Forget what was compiled and captured: a graph holds on to the tables, weights and ranks of one fit.
+    def reset(self, running: bool = False) -> None:
+        """Forget what was compiled and captured: a graph holds on to the tables, weights and ranks of one run.
 
-        Raises:
-            ValueError: If functions are to be captured where there is no GPU, or several.
+        Outside of one, ``running``, nothing is captured, since weights might be moved. A ValueError where that is asked
+        for and there is no GPU, or several.
         """
-        self._functions: dict[str, Callable[..., Any]] = {}
-        self._eager: set[str] = set()  # names of functions that could not be captured
         (module,) = self._module
-        trainer = getattr(module, "_trainer", None)
-        if self.cuda_graphs and trainer is not None and (not can_capture(module.device) or trainer.world_size > 1):
-            raise ValueError(
-                f"cuda_graphs: got true on {trainer.world_size} devices of type {module.device.type}, expected one GPU"
-            )
-        if self.compile_step and hasattr(module, "env"):
-            module.env.static_shapes = True  # so that one graph serves all batches
-            torch._dynamo.config.optimize_ddp = False  # which would cut it into a graph for each MB of weights
+        if running and self.cuda_graphs and not (can_capture(module.device) and module.ranks == 1):
+            got = f"true on {module.ranks} devices of type {module.device.type}"
+            raise ValueError(f"cuda_graphs: got {got}, expected one GPU")
+        self._running = running
+        self._functions: dict[str, Callable[..., Any]] = {}
 
     def __call__(self, function: Callable[..., T], *arguments: Any, copied: bool = True) -> T:
         """What the function returns. Its results may be written over by the next call, unless ``copied``."""
         if self.compile_step:
             return self._compiled(function, *arguments)
         name, (module,) = function.__name__, self._module
-        if not can_capture(module.device) or name in self._eager or not self.may_capture:
-            return function(*arguments)
-        huge = self.cuda_graphs is None and len(tree_leaves(arguments)[0]) >= MIN_ROWS_TO_SYNC
-        # Outside of a run the weights might be moved.
-        if huge or module._trainer is None or module._trainer.state.status != TrainerStatus.RUNNING:
+        captures = self._running and can_capture(module.device) and self.may_capture
+        if not captures or (self.cuda_graphs is None and len(tree_leaves(arguments)[0]) >= MIN_ROWS_TO_SYNC):
             return function(*arguments)
         try:
             found: T = self._functions.setdefault(name, GraphedCallable(function, module, copied))(*arguments)
@@ -183,15 +163,12 @@ class Acceleration:
             if self.cuda_graphs:
                 raise ValueError(f"cuda_graphs: got true, but {reason}") from error
             rank_zero_warn(f"Kernels are started one by one, since {reason}.")
-            self._eager.add(name)
+            self._functions[name] = function
             return function(*arguments)
 
     @property
     def may_capture(self) -> bool:
-        """Whether a GPU may replay its kernels: where it is alone, and parts read nothing but constants and tensors.
-
-        Without being told, that is known of the parts of this package.
-        """
+        """Whether a GPU may replay its kernels: alone, and without being told, with parts of this package only."""
         if self.cuda_graphs is not None:
             return self.cuda_graphs
         (module,) = self._module
@@ -209,17 +186,6 @@ class Acceleration:
             self._functions[name] = torch.compile(function, dynamic=False, mode="reduce-overhead")
         found: T = tree_map_only(Tensor, torch.clone, self._functions[name](*arguments))
         return found
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _Call(nn.Module):

@@ -48,8 +48,8 @@ class ActingModule(LightningModule):
 
     @property
     def ranks(self) -> int:
-        """How many ranks learn together; one without a trainer."""
-        return self._trainer.world_size if self._trainer else 1
+        """How many ranks learn together."""
+        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     @property
     def has_reference(self) -> bool:
@@ -122,9 +122,7 @@ class ActingModule(LightningModule):
         """Log accuracy, plan length and mean reward of each stage."""
         self._log_results("val")
 
-    def test_step(self, problems: Any, batch_idx: int) -> None:
-        """Solve a batch greedily."""
-        self.evaluate(problems)
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         """Log accuracy, plan length and mean reward of each stage."""

@@ -10,22 +10,13 @@ from torchmetrics import Metric
 
 
 class StageResult(NamedTuple):
-    """What the greedy agent achieved on the problems of a stage.
-
-    Attributes:
-        name: Of the stage.
-        tried: How many problems.
-        correct: How many of them were answered correctly.
-        plan_length: Actions taken over those of the reference plan, in problems answered correctly; not a number
-            where there are none.
-        reward: Mean reward.
-    """
+    """What the greedy agent achieved on the problems of a stage."""
 
     name: str
     tried: int
     correct: int
-    plan_length: float
-    reward: float
+    plan_length: float  # actions over those of the reference plans, in problems answered correctly; NaN without any
+    reward: float  # mean
 
     @property
     def accuracy(self) -> float:
@@ -35,22 +26,16 @@ class StageResult(NamedTuple):
 
 def result_metrics(prefix: str, results: Sequence[StageResult]) -> dict[str, float]:
     """The results as metrics, ``val/E3_accuracy`` and so on."""
-    metrics = {}
-    for result in results:
-        metrics[f"{prefix}/{result.name}_accuracy"] = result.accuracy
-        metrics[f"{prefix}/{result.name}_plan_length"] = result.plan_length
-        metrics[f"{prefix}/{result.name}_reward"] = result.reward
-    return metrics
+    names = ("accuracy", "plan_length", "reward")
+    return {f"{prefix}/{result.name}_{name}": getattr(result, name) for result in results for name in names}
 
 
 class StageSums(Metric):
     """Sums over the problems of each stage, of several numbers at a time: exact counts, and float64 for the rest.
 
-    Whatever the precision of the weights, an int64 counts to 2^63, and a float64 adds up rewards to 15 digits.
-
     Args:
         stages: How many stages there are.
-        counts: Names of what is counted in int64.
+        counts: Names of what is counted in int64, whatever the precision of the weights.
         amounts: Names of what is added up in float64.
     """
 
@@ -65,12 +50,7 @@ class StageSums(Metric):
         self.add_state("floats", torch.zeros(stages, len(amounts), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, stage: Tensor, **values: Tensor) -> None:
-        """Add up a batch.
-
-        Args:
-            stage: int64 ``[B]``, from 0.
-            values: ``[B]`` each, for all names.
-        """
+        """Add up a batch: stages int64 ``[B]``, from 0, and values ``[B]`` for all names."""
         self.integers.index_add_(0, stage, torch.stack([values[name].long() for name in self.counts], 1))
         amounts = torch.stack([values[name].double() for name in self.amounts], 1)
         # Not in place: with bf16-true Lightning makes the empty sums bfloat16.
@@ -86,12 +66,9 @@ class StageSums(Metric):
 def log_metrics(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
     """Give every logger these numbers, and let callbacks know them.
 
-    ``LightningModule.log`` does the same, but keeps books for means over epochs and ranks, which takes 0.3 ms a name,
-    and has a step of its own, which is another one after a run was resumed.
-
-    Args:
-        step: Number of the batch that they come with, from 0: of the last one at the end of an epoch. So those that a
-            checkpoint knows of are the ones of the batches before it, and going on drops the others.
+    ``LightningModule.log`` takes 0.3 ms a name, and its steps are others after a run was resumed. Here the step is the
+    number of the batch that they come with, from 0: of the last one at the end of an epoch. So those that a checkpoint
+    knows of are the ones of the batches before it, and going on drops the others.
     """
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
     for logger in trainer.loggers:

@@ -61,9 +61,6 @@ class ToolAgent(ActingModule):
         ent_target: Entropy that it adapts to now; None for a fixed weight.
         step_cost: What each step costs now.
         settings: Options of the command line that decide what is learned, kept in checkpoints.
-
-    Raises:
-        ValueError: If the parts do not fit together.
     """
 
     def __init__(
@@ -103,12 +100,12 @@ class ToolAgent(ActingModule):
         self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last batch
         self._gradient_norm: Tensor | None = None  # of the update under way, before clipping
         self._unused: list[Tensor] | None = None  # weights that no loss uses; not known yet
+        self._fused = True  # all weights in one kernel
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, all weights in one kernel. With 16-mixed not: a fused one unscales gradients after they are clipped."""
+        """Adam."""
         learning = [weight for weight in self.parameters() if weight.requires_grad]
-        fused = self._trainer is None or self.trainer.precision != "16-mixed"
-        return torch.optim.Adam(learning, lr=self.learning_rate, betas=self.betas, fused=fused)
+        return torch.optim.Adam(learning, lr=self.learning_rate, betas=self.betas, fused=self._fused)
 
     def training_step(self, problems: Any, batch_idx: int) -> None:
         """Let the agent act, and learn from what it did: epochs times minibatches updates."""
@@ -258,10 +255,7 @@ class ToolAgent(ActingModule):
 
     @property
     def epoch_is_whole(self) -> bool:
-        """Whether an epoch has come to its end: Lightning ends it, too, when a run is stopped in the middle of one.
-
-        Nothing may come of that, since the run goes on with the rest of the epoch when it is resumed.
-        """
+        """Whether an epoch has come to its end: Lightning ends it, too, when a run is stopped in the middle of one."""
         count = self.trainer.num_training_batches
         return count == float("inf") or self.batches_seen % count == 0
 
@@ -269,26 +263,21 @@ class ToolAgent(ActingModule):
         """Move the learning rate, where there is a schedule."""
         if not self.epoch_is_whole:
             return
-        schedulers = self.lr_schedulers() or []
-        for config in schedulers if isinstance(schedulers, list) else [schedulers]:
-            if isinstance(config, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                config.step(self.trainer.callback_metrics[config.monitor])  # type: ignore[attr-defined]
-            else:
-                config.step()
+        for config in self.trainer.lr_scheduler_configs:
+            monitor = getattr(config.scheduler, "monitor", "")  # of Lightning's ReduceLROnPlateau
+            self.lr_scheduler_step(config.scheduler, self.trainer.callback_metrics.get(monitor))
+
+    def setup(self, stage: str) -> None:
+        """Begin to compile and capture."""
+        self.acceleration.reset(running=True)
+        self._fused = self.trainer.precision != "16-mixed"  # a fused Adam unscales gradients after they are clipped
 
     def on_fit_start(self) -> None:
-        """Forget what an earlier fit compiled and captured.
-
-        Raises:
-            ValueError: If ranks cannot take equal parts of what is imitated.
-        """
-        self.acceleration.reset()
+        """Take what is imitated to the device; a ValueError if ranks cannot take equal parts of it."""
         if self.replay is not None:
             self.replay.to(self.device)
-            if self.replay.batch_size % self.ranks:
-                raise ValueError(
-                    f"replay.batch_size: got {self.replay.batch_size}, expected a multiple of {self.ranks}, the devices"
-                )
+            if (size := self.replay.batch_size) % self.ranks:
+                raise ValueError(f"replay.batch_size: got {size}, expected a multiple of {self.ranks}, the devices")
 
     def teardown(self, stage: str) -> None:
         """Forget what was compiled and captured: it can be neither copied nor sent to another process."""
@@ -304,22 +293,12 @@ class ToolAgent(ActingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down what the weights are weights of, and where the run is."""
-        header = {
-            "stages": list(self.env.stages),
-            "batches_seen": self.batches_seen,
-            "ent_coef": float(self.ent_coef),
-            "settings": dict(self.settings),
-        }
-        if self.replay is not None:
-            header["replay"] = self.replay.state_dict()
-        checkpoint.update(header_of(header))
+        facts = {"stages": list(self.env.stages), "batches_seen": self.batches_seen, "ent_coef": float(self.ent_coef)}
+        replay = {} if self.replay is None else {"replay": self.replay.state_dict()}
+        checkpoint.update(header_of({**facts, "settings": dict(self.settings), **replay}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of something else.
-
-        Raises:
-            ValueError: If they are not of this program, of its format, or of an agent of these sizes.
-        """
+        """Raise a ValueError for weights of another program, of another format, or of an agent of other sizes."""
         header = restored_header(checkpoint)
         if self.agent.stage_conditioned and header["stages"] != list(self.env.stages):
             raise ValueError(f"stages: got {list(self.env.stages)}, expected {header['stages']} as in the checkpoint")

@@ -16,13 +16,10 @@ from toolagent_pl.training.metrics import log_metrics
 from toolagent_pl.training.module import ToolAgent
 from toolagent_pl.training.schedule import Annealing, CurriculumCallback
 
-# Rows of matrices whose product takes a device to its peak: a GPU must be busy for longer than it takes to start it.
-GEMM_SIZES = {"cpu": 512, "cuda": 8192}
+GEMM_SIZES = {"cpu": 512, "cuda": 8192}  # rows of matrices whose product takes a device to its peak
 GEMM_REPETITIONS = 3
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}  # by the first part of a precision's name
 
-# A name for each number that ``_state`` gives.
-COMPARED = ("weights", "step", "weight of the entropy", "curriculum", "curriculum", "annealing")
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of as many bytes
 
 
@@ -33,10 +30,10 @@ class NonFiniteError(RuntimeError):
 class StopOnNonFinite(Callback):
     """Stops a run with a NaN or infinite gradient, and keeps the batch.
 
-    A loss that is not finite gives such gradients, so one look at them is enough. On a CPU it comes before the
-    gradient reaches the weights. A GPU would have to be waited for: there the look comes when metrics are logged,
-    and before a checkpoint is written, so that every checkpoint is good. With 16-mixed, gradients overflow now and
-    then by design; there the run is stopped when they still do after all scaling is taken back.
+    A loss that is not finite gives such gradients. On a CPU the look at them comes before they reach the weights. A GPU
+    would have to be waited for: there it comes when metrics are logged, and before a checkpoint is written, so that
+    every checkpoint is good. With 16-mixed, gradients overflow now and then by design; there the run is stopped when
+    they still do after all scaling is taken back.
 
     Attributes:
         folder: Where the batch is kept; None for the folder that the logger writes into.
@@ -45,7 +42,7 @@ class StopOnNonFinite(Callback):
     folder: Path | None = None
 
     def __init__(self) -> None:
-        self._batch: Any = None  # the problems of the one under way
+        self._batch: Any = None  # under way
         self._updates: list[tuple[int, Any, Tensor]] = []  # not looked at: batches seen before, problems, norm
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -56,27 +53,18 @@ class StopOnNonFinite(Callback):
         """Keep the batch until its gradients were looked at."""
         self._batch = batch
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the gradients, or note them.
-
-        Raises:
-            NonFiniteError: If one of them is not finite; names the step, the saved batch and the last checkpoint.
-        """
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        """Look at the gradients, or note them; a ``NonFiniteError`` names step, batch and last checkpoint."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # of the loss, in 16-mixed
         if scaler is not None and scaler.get_scale() > 1:
             return  # it leaves out updates whose gradients overflow, and halves its scale
-        assert isinstance(pl_module, ToolAgent)
         norm = pl_module.gradient_norm(optimizer)
         self._updates.append((pl_module.batches_seen, self._batch, norm))
         if norm.device.type == "cpu" or pl_module.is_logging_batch():
             self._look(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Do not let bad weights be saved.
-
-        Raises:
-            NonFiniteError: As above.
-        """
+        """Do not let bad weights be saved."""
         self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
@@ -105,41 +93,36 @@ def checksum(module: torch.nn.Module) -> Tensor:
     return torch.stack([p.view(INTEGERS[p.element_size()]).sum(dtype=torch.int64) for p in parameters]).sum()
 
 
-def _state(trainer: Trainer, module: ToolAgent) -> Tensor:
-    """What must be equal on all ranks, int64 ``[6]``."""
-    place = [module.batches_seen, 0, 0, 0]
+def _state(trainer: Trainer, module: ToolAgent) -> dict[str, Any]:
+    """What must be equal on all ranks, by name."""
+    state: dict[str, Any] = {"weights": int(checksum(module)), "step": module.batches_seen}
+    state["weight of the entropy"] = float(module.ent_coef)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set where Lightning connects them
-        if isinstance(callback, CurriculumCallback):
-            place[1:3] = callback.phase, callback.epochs
-        elif isinstance(callback, Annealing) and callback.since is not None:
-            place[3] = 1 + callback.since
-    ent_coef = module.ent_coef.double().to(module.device).view(torch.int64)
-    step, *positions = torch.tensor(place, device=module.device)
-    return torch.stack([checksum(module), step, ent_coef, *positions])
+        if isinstance(callback, CurriculumCallback | Annealing):
+            state["annealing" if isinstance(callback, Annealing) else "curriculum"] = callback.state_dict()
+    return state
 
 
 class RanksAgree(Callback):
-    """Compares weights, step and curriculum over all ranks, at the start and after each validation.
+    """Compares weights, step and curriculum over all ranks, at the start and after each validation."""
 
-    A curriculum that differs would not show in the weights: the gradients are averaged.
-    """
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Compare: ranks without a common file system could have resumed from different checkpoints.
+
+        A curriculum that differs would not show in the weights: the gradients are averaged.
 
         Raises:
             RanksDisagreeError: On all ranks, if one differs from rank 0; names it, and what differs.
         """
-        assert isinstance(pl_module, ToolAgent)
         if trainer.world_size == 1:
             return
-        states = trainer.strategy.all_gather(_state(trainer, pl_module))  # [ranks, 6]
-        wrong = states != states[0]
-        ranks = wrong.any(1).nonzero().view(-1).tolist()
-        if ranks:
-            differing = dict.fromkeys(name for name, bad in zip(COMPARED, wrong.any(0).tolist(), strict=True) if bad)
+        states: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(states, _state(trainer, pl_module))
+        first = states[0]
+        if ranks := [str(rank) for rank, state in enumerate(states) if state != first]:
+            differing = [name for name in first if any(state[name] != first[name] for state in states)]
             raise RanksDisagreeError(
-                f"step {pl_module.batches_seen}: {' and '.join(differing)} of rank {', '.join(map(str, ranks))} differ "
+                f"step {pl_module.batches_seen}: {' and '.join(differing)} of rank {', '.join(ranks)} differ "
                 "from rank 0; the run is stopped, since its ranks no longer train one model"
             )
 
@@ -152,11 +135,9 @@ class Throughput(Callback):
     - ``throughput/tokens_per_second``: actions taken a second, over all ranks.
     - ``throughput/episodes_per_second``: episodes a second, over all ranks.
     - ``throughput/mfu``: model FLOP utilisation, the FLOP that training on those actions takes at least, over the
-      FLOP that the devices could have done. Their peak is that of the data sheet where Lightning knows it (GPUs),
-      else that of a matrix product, measured once. Left out where the agent does not know it.
+      FLOP that the devices could have done. Left out where the agent does not know it.
 
-    Lightning's ``ThroughputMonitor`` counts what is in a batch, not the actions that came of it, and waits for a GPU
-    after each.
+    (Lightning's ``ThroughputMonitor`` counts what is in a batch, not what came of it, and waits for a GPU after each.)
 
     Source: Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022, appendix B, and nanoGPT's
     ``estimate_mfu``: 6 FLOP for each weight and token, 2 forward and 4 backward.
@@ -166,7 +147,7 @@ class Throughput(Callback):
         self._since = 0.0  # when the time that counts began
         self._seconds = 0.0  # before that
         self._problems = 0
-        self._actions: Tensor | int = 0  # on the device
+        self._actions: Any = 0  # on the device
         self._peak: float | None = None  # FLOP/s of a rank
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -175,11 +156,8 @@ class Throughput(Callback):
 
     on_train_start = on_validation_end = on_train_epoch_start  # a run that goes on in an epoch does not begin it
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count an update, and log where Lightning does."""
-        assert isinstance(pl_module, ToolAgent)
         self._actions = self._actions + pl_module.actions_taken
         self._problems += len(batch.number) * pl_module.algorithm.samples_per_problem
         log = pl_module.batches_seen % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
@@ -192,10 +170,8 @@ class Throughput(Callback):
         if not log:
             return
         rate = actions / self._seconds
-        metrics = {
-            "throughput/tokens_per_second": rate,
-            "throughput/episodes_per_second": problems / self._seconds,
-        }
+        metrics = {"throughput/tokens_per_second": rate}
+        metrics["throughput/episodes_per_second"] = problems / self._seconds
         if flop := pl_module.agent.flop_per_token():
             if self._peak is None:
                 self._peak = peak_flops(pl_module.device, str(trainer.precision))
@@ -209,13 +185,12 @@ def peak_flops(device: torch.device, precision: str) -> float:
     """FLOP/s that a device can do at most, by its data sheet, or else by the best of a few products of two matrices."""
     dtype = DTYPES.get(precision.partition("-")[0], torch.float32)
     if device.type == "cuda":
-        with warnings.catch_warnings():  # of a card that it does not know: that is measured
+        with warnings.catch_warnings():  # of a card that Lightning does not know: that is measured
             warnings.filterwarnings("ignore", ".*FLOPs not found")
             if known := get_available_flops(device, dtype):
                 return float(known)
-    size = GEMM_SIZES.get(device.type, GEMM_SIZES["cpu"])
+    size, best = GEMM_SIZES[device.type], float("inf")
     left, right = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
     for _ in range(GEMM_REPETITIONS):
         start = time.perf_counter()
         (left @ right)[0, 0].item()

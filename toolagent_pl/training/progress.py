@@ -13,6 +13,8 @@ from toolagent_pl.training.module import ToolAgent
 from toolagent_pl.training.schedule import Annealing, CurriculumCallback
 
 MESSAGES = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+SHOWN = {"reward": ("train/reward", "{:.3f}"), "tokens/s": ("throughput/tokens_per_second", "{:,.0f}")}
+SHOWN |= {"episodes/s": ("throughput/episodes_per_second", "{:,.0f}"), "MFU": ("throughput/mfu", "{:.1%}")}
 BAR = "{desc}  {remaining} left at most |{bar}|"
 
 
@@ -39,8 +41,7 @@ class ProgressBar(TQDMProgressBar):
 
     def init_train_tqdm(self) -> Tqdm:
         """One bar for all epochs."""
-        module = self.trainer.lightning_module
-        assert isinstance(module, ToolAgent)
+        module: Any = self.trainer.lightning_module
         return Tqdm(
             initial=module.batches_seen,
             disable=self.is_disabled,
@@ -55,12 +56,10 @@ class ProgressBar(TQDMProgressBar):
         return Tqdm(disable=True) if self.trainer.state.fn == TrainerFn.FITTING else super().init_validation_tqdm()
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Show the stage that comes next, before the first batch is over."""
+        """Show the stage that comes next before the first batch is over, and go on by a batch after each."""
         self._show(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
-        """Go on by a batch."""
-        self._show(trainer)
+    on_train_batch_end = on_train_epoch_start  # type: ignore[assignment]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the accuracy."""
@@ -73,8 +72,8 @@ class ProgressBar(TQDMProgressBar):
         """Nothing is left to show."""
 
     def _show(self, trainer: Trainer) -> None:
-        bar, module, metrics = self.train_progress_bar, trainer.lightning_module, trainer.callback_metrics
-        assert isinstance(module, ToolAgent)
+        module: Any = trainer.lightning_module
+        bar, metrics = self.train_progress_bar, trainer.callback_metrics
         epoch, epochs = trainer.num_training_batches, trainer.max_epochs or -1
         bar.total = int(epoch * epochs) if epochs > 0 and epoch != float("inf") else None
         names = list(module.env.stages)
@@ -86,22 +85,18 @@ class ProgressBar(TQDMProgressBar):
         known = {name: float(metrics.get(f"val/{name}_accuracy", "nan")) for name in names}
         name = min(known, key=lambda name: known[name])
         accuracy = "-" if math.isnan(known[name]) else f"{100 * known[name]:.1f}%"
-        speed = metrics.get("throughput/tokens_per_second")
-        said = [
-            f"{name}  {accuracy} right",
-            f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs > 0 else ""),
-        ]
-        said += [f"{float(speed) / 1000:,.0f}k tok/s"] if speed is not None else []
-        bar.set_description_str("  ".join(said), refresh=False)
+        said = f"{name}  {accuracy} right  epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs > 0 else "")
+        if (speed := metrics.get("throughput/tokens_per_second")) is not None:
+            said += f"  {float(speed) / 1000:,.0f}k tok/s"
+        bar.set_description_str(said, refresh=False)
         bar.update(module.batches_seen - bar.n)
 
 
 class EpochLines(Callback):
     """A line for each epoch, where a bar would fill a log file with its redrawings."""
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print it."""
-        assert isinstance(pl_module, ToolAgent)
         if trainer.is_global_zero and pl_module.epoch_is_whole:
             shown = ", ".join(f"{name} {value}" for name, value in _headline(trainer, pl_module).items())
             print(f"epoch {trainer.current_epoch}, step {pl_module.batches_seen}: {shown}", flush=True)
@@ -109,22 +104,14 @@ class EpochLines(Callback):
 
 def _headline(trainer: Trainer, module: ToolAgent) -> dict[str, str]:
     """The stage, the mean reward, the speed, and the accuracy of each stage at the last validation."""
-    items, metrics = {}, trainer.callback_metrics
+    items, metrics = {}, {name: float(value) for name, value in trainer.callback_metrics.items()}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set where Lightning connects them
         if isinstance(callback, CurriculumCallback):
             items["stage"] = module.env.stages[callback.stage]
-    if "train/reward" in metrics:
-        items["reward"] = f"{float(metrics['train/reward']):.3f}"
-    if "throughput/tokens_per_second" in metrics:
-        items["tokens/s"] = f"{float(metrics['throughput/tokens_per_second']):,.0f}"
-        items["episodes/s"] = f"{float(metrics['throughput/episodes_per_second']):,.0f}"
-    if "throughput/mfu" in metrics:
-        items["MFU"] = f"{100 * float(metrics['throughput/mfu']):.1f}%"
+    items |= {name: form.format(metrics[metric]) for name, (metric, form) in SHOWN.items() if metric in metrics}
     for stage in module.env.stages:
-        accuracy, reward = (metrics.get(f"val/{stage}_{name}") for name in ("accuracy", "reward"))
-        if accuracy is None or reward is None:
-            continue
-        items[stage] = f"{100 * float(accuracy):.1f}%"
-        if abs(reward - accuracy) > 1e-6:  # shaped: it tells something else
-            items[stage] += f" (reward {float(reward):.3f})"
+        if (accuracy := metrics.get(f"val/{stage}_accuracy")) is not None:
+            reward = metrics[f"val/{stage}_reward"]
+            shaped = abs(reward - accuracy) > 1e-6  # it tells something else
+            items[stage] = f"{100 * accuracy:.1f}%" + (f" (reward {reward:.3f})" if shaped else "")
     return items

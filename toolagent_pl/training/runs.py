@@ -27,16 +27,15 @@ def runs_below(root: str | None) -> Path:
     return Path(root or ".").expanduser() / LOG_NAME
 
 
-def newest_checkpoint(root: str | None, dirpath: str | None) -> str | None:
-    """The newest ``last.ckpt`` of the runs below the root directory, or the one in ``dirpath``; None without one."""
-    found = [Path(dirpath).expanduser() / LAST] if dirpath else runs_below(root).glob(f"version_*/checkpoints/{LAST}")
-    there = [path for path in found if path.is_file()]
-    return str(max(there, key=lambda path: path.stat().st_mtime)) if there else None
-
-
 def resolved(path: str | None, root: str | None, dirpath: str | None) -> str | None:
-    """The path of a checkpoint; ``last`` and ``auto`` stand for the newest."""
-    return newest_checkpoint(root, dirpath) if path in ("last", "auto") else path
+    """The path of a checkpoint.
+
+    ``last`` and ``auto`` stand for the newest of the runs below the root, or the one in ``dirpath``; None without one.
+    """
+    if path not in ("last", "auto"):
+        return path
+    found = [Path(dirpath).expanduser() / LAST] if dirpath else runs_below(root).glob(f"version_*/checkpoints/{LAST}")
+    return max((str(one) for one in found if one.is_file()), key=lambda one: Path(one).stat().st_mtime, default=None)
 
 
 def found_checkpoint(path: str | None, root: str | None, dirpath: str | None, fits: bool) -> str | None:
@@ -51,8 +50,7 @@ def found_checkpoint(path: str | None, root: str | None, dirpath: str | None, fi
     Raises:
         ValueError: If there is none.
     """
-    found = resolved(path, root, dirpath)
-    if found:
+    if found := resolved(path, root, dirpath):
         found = str(Path(found).expanduser())
         if not Path(found).is_file():
             raise ValueError(f"ckpt_path: got {found}, expected a file that exists")
@@ -64,22 +62,21 @@ def found_checkpoint(path: str | None, root: str | None, dirpath: str | None, fi
     return found or None
 
 
-def config_of(checkpoint: str | Path) -> Path | None:
-    """The ``config.yaml`` of the run that a checkpoint is of: one folder above it, or beside it."""
-    path = Path(checkpoint).expanduser().absolute()
-    places = [folder / "config.yaml" for folder in path.parents[1::-1]]
-    return next((place for place in places if place.is_file()), None)
+def configuration_for(checkpoint: str | Path) -> dict[str, Any]:
+    """What the run of a checkpoint says of its environment and its agent; how it was trained, and on what, is left out.
+
+    Nothing where its ``config.yaml`` is neither beside it nor one folder above it.
+    """
+    places = [folder / "config.yaml" for folder in Path(checkpoint).expanduser().absolute().parents[1::-1]]
+    file = next((place for place in places if place.is_file()), None)
+    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
+    kept = {name: config[name] for name in ("seed_everything", "env", "model", "data") if name in config}
+    kept.get("model", {}).pop("weights", None)  # where the run began
+    return kept
 
 
 def take_next(root: Path) -> Path:
-    """Make the next ``version_N``. Of runs that start together, the one that makes a folder has it.
-
-    Args:
-        root: Where the runs are; made if it is not there.
-
-    Raises:
-        OSError: If no folder can be made.
-    """
+    """Make the next ``version_N`` in a folder. Of runs that start together, the one that makes it has it."""
     root.mkdir(parents=True, exist_ok=True)
     taken = [int(path.name[8:]) for path in root.glob("version_*") if path.name[8:].isdigit()]
     for number in count(max(taken, default=-1) + 1):
@@ -89,24 +86,13 @@ def take_next(root: Path) -> Path:
     raise AssertionError("numbers do not end")
 
 
-def configuration_for(checkpoint: str | Path) -> dict[str, Any]:
-    """What the run of a checkpoint says of its environment and its agent; how it was trained, and on what, is left out.
-
-    Nothing where its ``config.yaml`` is not there.
-    """
-    file = config_of(checkpoint)
-    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
-    kept = {name: config[name] for name in ("seed_everything", "env", "model", "data") if name in config}
-    kept.get("model", {}).pop("weights", None)  # where the run began
-    return kept
-
-
 @contextmanager
 def writing_alone(folder: Path, option: str) -> Iterator[None]:
     """Within it, no other run writes its checkpoint into a folder, which is made if it is not there.
 
     Args:
-        option: Names the folder.
+        folder: That an option names.
+        option: Its name.
 
     Raises:
         ValueError: If another run does.
@@ -125,19 +111,6 @@ def writing_alone(folder: Path, option: str) -> Iterator[None]:
         lock.release()
 
 
-def check_dirpath(folder: Path) -> None:
-    """Refuse to begin a run where another one keeps its checkpoint.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    if (folder / LAST).exists():
-        raise ValueError(
-            f"checkpoint.dirpath: got {folder}, where another run has its {LAST}; expected another folder, or "
-            "--ckpt_path=last to go on with that run"
-        )
-
-
 @contextmanager
 def own_folder(trainer: Trainer, ckpt_path: str | None, batches: int | None, curves: bool) -> Iterator[None]:
     """Take ``lightning_logs/version_N`` below the root directory, whatever the logger, for what ``fit`` writes there.
@@ -146,12 +119,13 @@ def own_folder(trainer: Trainer, ckpt_path: str | None, batches: int | None, cur
     loggers and ``Checkpoint`` are set up.
 
     Args:
+        trainer: Of the run.
         ckpt_path: Checkpoint to go on from.
         batches: That it has seen.
         curves: Whether TensorBoard's logger is wanted.
 
     Raises:
-        ValueError: If another run writes there.
+        ValueError: If another run writes there, or has its checkpoint there.
     """
     root, path = runs_below(trainer.default_root_dir), Path(ckpt_path or "").resolve()
     goes_on = ckpt_path is not None and path.parent.parent.parent == root.resolve()
@@ -160,8 +134,11 @@ def own_folder(trainer: Trainer, ckpt_path: str | None, batches: int | None, cur
         checkpoint = callback_of(trainer, Checkpoint)
         if checkpoint.dirpath and first:  # refused before anything else is made
             stack.enter_context(writing_alone(checkpoint.dirpath, "checkpoint.dirpath"))
-            if not ckpt_path:
-                check_dirpath(checkpoint.dirpath)  # a run that began with this one may be over
+            if not ckpt_path and (checkpoint.dirpath / LAST).exists():  # the run that has it may be over
+                raise ValueError(
+                    f"checkpoint.dirpath: got {checkpoint.dirpath}, where another run has its {LAST}; expected another "
+                    "folder, or --ckpt_path=last to go on with that run"
+                )
         run = root / path.parent.parent.name if goes_on else take_next(root) if first else root
         callback_of(trainer, LogConfig).folder = callback_of(trainer, StopOnNonFinite).folder = run
         if not checkpoint.dirpath:
@@ -179,20 +156,15 @@ def callback_of(trainer: Trainer, kind: type) -> Any:
 
 
 def _tensorboard(run: Path, step: int | None) -> TensorBoardLogger:
-    """Curves in the directory of the run.
+    """Curves in the directory of the run, without the points from a step on, which are logged again.
 
-    What was logged after a checkpoint is logged again on going on from it: TensorBoard drops the old points.
-    It reads files in the order of their names, which begin with the second of their making: one that is made in
-    the same second as another may come before it, and points of both would be lost.
-
-    Args:
-        step: Of the checkpoint that the run goes on from.
+    TensorBoard reads files in the order of their names, which begin with the second of their making: of two that are
+    made in the same second, points would be lost.
     """
     if any(run.glob(f"events.out.tfevents.{int(time.time())}.*")):
         time.sleep(1 - time.time() % 1)
-    return TensorBoardLogger(
-        run.parent.parent, run.parent.name, version=run.name, default_hp_metric=False, purge_step=step
-    )
+    root, name = run.parent.parent, run.parent.name
+    return TensorBoardLogger(root, name, version=run.name, default_hp_metric=False, purge_step=step)
 
 
 class LogConfig(SaveConfigCallback):

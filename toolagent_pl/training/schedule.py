@@ -1,7 +1,7 @@
 """What a run is about when: which stages it trains on, how the agent is annealed, when it has learned enough."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from toolagent_pl.rl.checks import check_range
-from toolagent_pl.training.data import ProblemDataModule
 from toolagent_pl.training.metrics import StageResult, log_metrics
 from toolagent_pl.training.module import ToolAgent
 from toolagent_pl.training.ranks import threads_for
@@ -25,15 +24,26 @@ DIGITS = 6  # that are right in metrics of Lightning, which are float32
 class _Schedule(Callback):
     """Decides at the end of an epoch from the last validation. All ranks decide alike: validation is synchronised."""
 
-    kept: Mapping[str, Callable[[Any], bool]]  # attributes that are kept in checkpoints, and what they may be
+    kept: tuple[str, ...]  # attributes that are kept in checkpoints; the last one may say that nothing is left to do
+
+    def check(self, module: ToolAgent) -> None:
+        """Raise a ValueError for options that do not fit the module."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Check the options before the run; other commands than ``fit`` have no use for them."""
+        if stage == "fit":
+            self.check(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that was killed when all was done has nothing left to do."""
+        trainer.should_stop |= getattr(self, self.kept[-1]) is True
 
     def decide(self, trainer: Trainer, module: ToolAgent) -> None:
         """What comes of an epoch."""
         raise NotImplementedError
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Decide, unless the epoch was cut short: a resumed run goes on with it."""
-        assert isinstance(pl_module, ToolAgent)
         if pl_module.epoch_is_whole:
             self.decide(trainer, pl_module)
 
@@ -42,32 +52,15 @@ class _Schedule(Callback):
         return {name: getattr(self, name) for name in self.kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there.
-
-        Raises:
-            ValueError: If it is no such state.
-        """
-        for name, accepts in self.kept.items():
-            if not accepts(state_dict[name]):
-                raise ValueError(f"{name} of {type(self).__name__} is {state_dict[name]!r}")
+        """Go on from there."""
+        for name in self.kept:
             setattr(self, name, state_dict[name])
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
 
 
 def _validated(trainer: Trainer, module: ToolAgent, metric: str = "accuracy") -> list[float]:
     """A metric of each stage that is trained on, at the last validation; not a number where there is none."""
     metrics = trainer.callback_metrics
     return [round(float(metrics.get(f"val/{name}_{metric}", math.nan)), DIGITS) for name in module.env.stages]
-
-
-def _data(trainer: Trainer) -> ProblemDataModule:
-    data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, not declared
-    if not isinstance(data, ProblemDataModule):
-        raise ValueError(f"datamodule: got {type(data).__name__}, expected ProblemDataModule")
-    return data
 
 
 class CurriculumCallback(_Schedule):
@@ -89,16 +82,9 @@ class CurriculumCallback(_Schedule):
             Jiang et al., "Prioritized Level Replay", ICML 2021, lets no stage be forgotten.
         ent_targets: Entropy, in nats, that the weight of its bonus is steered to, for each phase; null to leave it to
             the algorithm.
-
-    Raises:
-        ValueError: If there is no way to go on, or a number is out of range.
     """
 
-    kept = {
-        "phase": _is_count,
-        "epochs": _is_count,
-        "accuracies": lambda x: type(x) is list and all(type(one) is float and 0 <= one <= 1 for one in x),
-    }
+    kept = ("phase", "epochs", "accuracies")
 
     def __init__(
         self,
@@ -133,11 +119,6 @@ class CurriculumCallback(_Schedule):
         """The current stage, as a position in the environment's list of stages."""
         return self.phases[self.phase][0]
 
-    @property
-    def at_last_phase(self) -> bool:
-        """Whether there is nothing to go on to."""
-        return self.phase + 1 == len(self.phases)
-
     def mixture(self, count: int) -> list[float]:
         """Share of each of so many stages."""
         first = max(0, self.phase + 1 - self.window) if self.window else 0
@@ -145,7 +126,7 @@ class CurriculumCallback(_Schedule):
         shares = [0.0] * count
         for stage in reached:
             if self.prioritize:
-                accuracy = self.accuracies[stage] if len(self.accuracies) == count else 0.0
+                accuracy = self.accuracies[stage] if self.accuracies else 0.0
                 shares[stage] = accuracy * (1 - accuracy) + MIN_PRIORITY
             elif self.window:
                 shares[stage] = 1.0
@@ -156,15 +137,9 @@ class CurriculumCallback(_Schedule):
         shares[self.stage] = 1.0 - sum(shares)
         return shares
 
-    def check_stages(self, names: Sequence[str]) -> None:
-        """Refuse stages that the environment does not have.
-
-        Args:
-            names: Of the environment's stages.
-
-        Raises:
-            ValueError: If one is not among them, or there is another number of entropy targets.
-        """
+    def check(self, module: ToolAgent) -> None:
+        """Find the phases among the stages; a ValueError says what is not there."""
+        names = module.env.stages
         wanted = self.names or [[name] for name in names]
         for name in (name for phase in wanted for name in phase):
             if name not in names:
@@ -174,20 +149,8 @@ class CurriculumCallback(_Schedule):
             raise ValueError(f"ent_targets: got {got}, expected {len(wanted)} numbers, one for each phase")
         self.phases = [[list(names).index(name) for name in phase] for phase in wanted]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the stages before the run; other commands than ``fit`` have no use for them."""
-        assert isinstance(pl_module, ToolAgent)
-        if stage == "fit":
-            _data(trainer)
-            self.check_stages(pl_module.env.stages)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start where the state says, which may come from a checkpoint. Later, workers would have begun.
-
-        Raises:
-            ValueError: If there are now too few phases for it.
-        """
-        assert isinstance(pl_module, ToolAgent)
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Start where the state says, which may come from a checkpoint. Later, workers would have begun."""
         if self.phase >= len(self.phases):
             count = f"{len(self.phases)} phases, expected more than {self.phase}"
             raise ValueError(f"curriculum.stages: got {count}, where the checkpoint is")
@@ -200,16 +163,16 @@ class CurriculumCallback(_Schedule):
         validated = _validated(trainer, module)
         self.accuracies = [0.0 if math.isnan(one) else one for one in validated]
         if self.advance_at is not None and validated[self.stage] >= self.advance_at:
-            others = (i for i in range(self.phase, len(self.phases)) if self.phases[i][0] != self.stage)
-            if (following := next(others, None)) is not None:
-                self.phase, self.epochs = following, 0
-        elif self.every_n_epochs is not None and self.epochs >= self.every_n_epochs and not self.at_last_phase:
+            others = [i for i in range(self.phase, len(self.phases)) if self.phases[i][0] != self.stage]
+            if others:
+                self.phase, self.epochs = others[0], 0
+        elif self.epochs >= (self.every_n_epochs or math.inf) and self.phase + 1 < len(self.phases):
             self.phase, self.epochs = self.phase + 1, 0
         self._apply(trainer, module)
 
     def _apply(self, trainer: Trainer, module: ToolAgent) -> None:
         """Set what follows from the state."""
-        _data(trainer).mixture = self.mixture(len(module.env.stages))
+        trainer.datamodule.mixture = self.mixture(len(module.env.stages))  # type: ignore[attr-defined]
         if self.ent_targets is not None:
             module.ent_target = self.ent_targets[self.phase]
 
@@ -232,15 +195,12 @@ class Annealing(_Schedule):
         decay: Let the learning rate, the entropy target and the cost fall; otherwise all stay as at first, and
             training goes on.
 
-    Raises:
-        ValueError: If a number is out of range.
-
     Attributes:
         since: Batches seen when annealing began; None while the agent explores.
         over: Whether it has come to its end.
     """
 
-    kept = {"since": lambda x: x is None or _is_count(x), "over": lambda x: type(x) is bool}
+    kept = ("since", "over")
 
     def __init__(
         self,
@@ -257,13 +217,8 @@ class Annealing(_Schedule):
         self.since: int | None = None
         self.over = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was killed when all was done has nothing left to do."""
-        trainer.should_stop |= self.over
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         """Set what follows from how far the annealing is."""
-        assert isinstance(pl_module, ToolAgent)
         if self.since is None:
             return
         left = 1.0
@@ -283,15 +238,16 @@ class Annealing(_Schedule):
         """Begin, or end."""
         seen = module.batches_seen
         log_metrics(trainer, {"train/annealing": float(self.since is not None)}, seen - 1)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set where Lightning connects them
         if self.since is not None:
             if self.decay and seen - self.since >= self.batches:
                 rank_zero_info(f"Annealed after {seen} batches.")
                 self.over = trainer.should_stop = True
-            return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set where Lightning connects them
-        at_end = all(one.at_last_phase for one in callbacks if isinstance(one, CurriculumCallback))
-        at = self.at
-        if at is not None and at_end and all(one >= at for one in _validated(trainer, module)):
+        elif (
+            (at := self.at) is not None
+            and all(one.phase + 1 == len(one.phases) for one in callbacks if isinstance(one, CurriculumCallback))
+            and all(one >= at for one in _validated(trainer, module))
+        ):
             self.since = seen
             rank_zero_info(f"All stages are mastered after {seen} batches: annealing.")
 
@@ -305,15 +261,12 @@ class StopWhenSolved(_Schedule):
         accuracy: Share of solved problems that every stage needs; null to go on to the end.
         plan_length: Most actions, as a multiple of the reference plans, of every stage; null for any number.
 
-    Raises:
-        ValueError: If a number is out of range.
-
     Attributes:
         solved: Whether all stages are; the weights do not change any more.
         results: Those of the test that showed it, if it was made in this process.
     """
 
-    kept = {"solved": lambda x: type(x) is bool}
+    kept = ("solved",)
 
     def __init__(self, accuracy: float | None = 1.0, plan_length: float | None = None) -> None:
         check_range(above=0, at_most=1, accuracy=accuracy)
@@ -322,25 +275,11 @@ class StopWhenSolved(_Schedule):
         self.solved = False
         self.results: list[StageResult] = []
 
-    def check_module(self, module: ToolAgent) -> None:
-        """Refuse a limit on plans where there is nothing to compare them with.
-
-        Raises:
-            ValueError: If there is nothing.
-        """
+    def check(self, module: ToolAgent) -> None:
+        """Raise a ValueError for a limit on plans where there is nothing to compare them with."""
         if self.plan_length is not None and not module.has_reference:
             name = type(module.env).__name__
             raise ValueError(f"plan_length: got {self.plan_length}, expected null: {name} has no reference lengths")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was killed when all was done has nothing left to do."""
-        trainer.should_stop |= self.solved
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the options before the run; other commands than ``fit`` have no use for them."""
-        assert isinstance(pl_module, ToolAgent)
-        if stage == "fit":
-            self.check_module(pl_module)
 
     def is_enough(self, accuracy: float, plan_length: float) -> bool:
         """Whether a stage is solved."""
@@ -354,7 +293,7 @@ class StopWhenSolved(_Schedule):
         validated = zip(*(_validated(trainer, module, one) for one in ("accuracy", "plan_length")), strict=True)
         if not all(self.is_enough(*one) for one in validated):
             return
-        data = _data(trainer)
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, not declared
         with torch.no_grad(), threads_for(data.eval_batch_size):
             module.eval()
             for problems in data.test_dataloader():

@@ -6,6 +6,7 @@ whole batches, and a resumed run asks for the next ``k``.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -13,55 +14,34 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from toolagent_pl.rl.checks import check_range
 from toolagent_pl.rl.env import Env
 from toolagent_pl.rl.random_numbers import Purpose, random_uniform
 from toolagent_pl.training.acceleration import GraphedCallable
 
 MAX_BATCH = 2**24
-MAX_EPOCH = 2**31 - 1  # in batches
 
 
+@dataclass(eq=False)
 class ProblemStream(IterableDataset[Any]):
     """Endless fresh problems, a batch at a time; one iteration yields one epoch of them.
 
-    Position and mixture lie in shared memory, so that worker processes see what the main process sets.
-
-    Args:
-        env: Makes the problems; those that are held out are never drawn.
-        seed: Seed of the run.
-        batch_size: Problems in a batch, over all ranks.
-        batches: Batches in an epoch.
-        rank: This rank, from 0.
-        ranks: How many ranks share each batch.
-        device: Where the problems are made.
-        replay: Whether a GPU captures how it makes a batch, and replays it.
-
-    Raises:
-        ValueError: If a size is not positive, or the ranks cannot share a batch evenly.
+    Position and mixture lie in shared memory, so that worker processes see what the main process sets. Problems that
+    are held out are never drawn.
     """
 
-    def __init__(
-        self,
-        env: Env,
-        seed: int,
-        batch_size: int,
-        batches: int,
-        rank: int = 0,
-        ranks: int = 1,
-        device: torch.device | str = "cpu",
-        replay: bool = False,
-    ) -> None:
-        check_range(at_least=1, at_most=MAX_BATCH, batch_size=batch_size)
-        check_range(at_least=1, at_most=MAX_EPOCH, batches_per_epoch=batches)
-        if batch_size % ranks:
-            raise ValueError(f"batch_size: got {batch_size}, expected a multiple of {ranks}, the number of ranks")
-        self.env = env
-        self.seed, self.batch_size, self.batches = seed, batch_size, batches
-        self.rank, self.ranks, self.device = rank, ranks, torch.device(device)
-        self._draw: Callable[[Tensor, Tensor], Any] = GraphedCallable(self._drawn) if replay else self._drawn
+    env: Env
+    seed: int  # of the run
+    batch_size: int  # problems, over all ranks
+    batches: int  # in an epoch
+    rank: int = 0
+    ranks: int = 1  # that share each batch
+    device: torch.device | str = "cpu"  # where the problems are made
+    replay: bool = False  # whether a GPU captures how it makes a batch, and replays it
+
+    def __post_init__(self) -> None:
+        self._draw: Callable[[Tensor, Tensor], Any] = GraphedCallable(self._drawn) if self.replay else self._drawn
         self._position = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._mixture = torch.full((len(env.stages),), 1.0 / len(env.stages)).share_memory_()
+        self._mixture = torch.full((len(self.env.stages),), 1.0 / len(self.env.stages)).share_memory_()
 
     @property
     def position(self) -> int:
@@ -80,12 +60,6 @@ class ProblemStream(IterableDataset[Any]):
     @mixture.setter
     def mixture(self, shares: Sequence[float]) -> None:
         weights = torch.tensor(shares, dtype=torch.float32)
-        if (
-            len(weights) != len(self.env.stages)
-            or bool((weights < 0).any())
-            or not 0 < float(weights.sum()) < float("inf")
-        ):
-            raise ValueError(f"mixture: got {shares}, expected {len(self.env.stages)} shares, none of them negative")
         self._mixture.copy_(weights / weights.sum())
 
     def batch(self, position: int) -> Any:
@@ -120,55 +94,44 @@ class Sample(IntEnum):
     PREDICT = 2**40 + 3
 
 
+@dataclass(eq=False)
 class FixedProblems:
     """Batches of the same problems each time, stage after stage: all of a stage, or a sample of those held out.
 
     Args:
-        env: Makes the problems.
-        stages: How many of its stages, the first ones, problems are taken from.
-        sample: Which sample.
+        stages: How many stages of the environment, the first ones, problems are taken from.
         per_stage: Most problems of each stage.
-        batch_size: Most problems in a batch of one rank.
+        batch_size: Most problems in a batch of one rank; the ranks share the problems, none twice.
         whole: Take all problems of stages small enough to be enumerated, those that are trained on among them.
         most: With ``whole``, problems of a stage above which a sample is taken; None for as many as can be enumerated.
-        rank: This rank, from 0; the ranks share the problems, none twice.
-        ranks: How many ranks there are.
-        device: Where the problems are made.
         mixed: Put samples of several stages into a batch: fewer and fuller ones, for what is done again and again.
     """
 
-    def __init__(
-        self,
-        env: Env,
-        stages: int,
-        sample: Sample,
-        per_stage: int,
-        batch_size: int,
-        whole: bool = False,
-        rank: int = 0,
-        ranks: int = 1,
-        device: torch.device | str = "cpu",
-        most: int | None = None,
-        mixed: bool = False,
-    ) -> None:
-        self.env, self.stages, self.device = env, stages, torch.device(device)
-        self.sample, self.per_stage, self.batch_size, self.whole = sample, per_stage, batch_size, whole
-        self.rank, self.ranks, self.most, self.mixed = rank, ranks, most, mixed
-        self._kept: list[Any] = []  # batches of what is done again and again
+    env: Env
+    stages: int
+    sample: Sample
+    per_stage: int
+    batch_size: int
+    whole: bool = False
+    rank: int = 0
+    ranks: int = 1
+    device: torch.device | str = "cpu"
+    most: int | None = None
+    mixed: bool = False
+    _kept: list[Any] = field(default_factory=list, init=False)  # batches of what is done again and again
 
     def _all_of(self, stage: int) -> int | None:
         """How many problems a stage has, where all of them are taken."""
         size = self.env.size(stage) if self.whole else None
         return size if size and (self.most is None or size <= self.most) else None
 
-    def _numbers(self, stage: int) -> Tensor:
-        size = self._all_of(stage) or min(self.per_stage, self.most or self.per_stage)
-        return torch.arange(self.rank, max(self.rank, size), self.ranks, device=self.device)
-
     def _parts(self) -> list[Tensor]:
         """Numbers and stages of the problems, int64 ``[2, n]``; no batch has problems of two parts."""
-        numbers = map(self._numbers, range(self.stages))
-        parts = [torch.stack([number, torch.full_like(number, stage)]) for stage, number in enumerate(numbers)]
+        parts = []
+        for stage in range(self.stages):
+            size = self._all_of(stage) or min(self.per_stage, self.most or self.per_stage)
+            number = torch.arange(self.rank, max(self.rank, size), self.ranks, device=self.device)
+            parts.append(torch.stack([number, torch.full_like(number, stage)]))
         return [torch.cat(parts, 1)] if self.mixed else parts
 
     def __len__(self) -> int:

@@ -41,7 +41,6 @@ SILENCED = (
     ".*configure_optimizers` will be overridden",  # as --optimizer says
     ".*callbacks used to create the checkpoint.*Timer",  # max_time may change
     ".*dirpath has changed",  # each command logs into its own directory
-    ".*infer the batch indices",  # there are none: problems are numbered
     r".*self.log\('(val/|test/|train/stage).*sync_dist",  # averaged over ranks already
     ".*all_gather is deprecated",  # Lightning's, as the next one
     ".*LeafSpec.*",
@@ -59,12 +58,7 @@ def silence() -> None:
 
 
 def options_of_run(given: Any, fits: bool) -> dict[str, Any]:
-    """Options of the trainer of a run that follow from those that were given.
-
-    Args:
-        given: ``callbacks``, ``logger`` and so on, as attributes.
-        fits: Whether it is to train.
-    """
+    """Options of the trainer of a run, which trains or not, that follow from those that were given, its attributes."""
     custom: Sequence[Callback] = given.callbacks or []
     callbacks = [*(custom if isinstance(custom, list) else [custom]), StopOnNonFinite(), RanksAgree()]
     options: dict[str, Any] = {"callbacks": callbacks}
@@ -84,12 +78,9 @@ def options_of_run(given: Any, fits: bool) -> dict[str, Any]:
 
 
 def check_devices(trainer: Trainer) -> None:
-    """Refuse devices, and ways to share work among them, with which training is not what it says.
-
-    Raises:
-        ValueError: Names the option, what came of it, and what is accepted.
-    """
+    """Raise a ValueError for devices, and ways to share work, with which training is not what it says."""
     strategy = trainer.strategy
+    # Private, for want of another: only its ranks are processes that run the command.
     forks = strategy.launcher is not None and not isinstance(strategy.launcher, _SubprocessScriptLauncher)
     if forks or not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
         raise ValueError(f"trainer.strategy: got {type(strategy).__name__}, expected auto or ddp, each rank a process")
