@@ -22,7 +22,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch._dynamo.utils import counters
-from torch.utils._pytree import tree_map
 
 from benchmarks.bare import DEFAULT_RUN, TUTORIAL, BareLoop, Mode, make_module
 from benchmarks.environment import arguments_of, started, write_json
@@ -31,6 +30,7 @@ from toolagent_pl.envs.calculator import ProgressReward, Stage
 from toolagent_pl.envs.tutorial import BlindAgent
 from toolagent_pl.rl import Advantages, Rollout, collect, execute
 from toolagent_pl.rl.random_numbers import Purpose, random_uniform
+from toolagent_pl.rl.trees import tree_map
 from toolagent_pl.rl.updates import normalized
 from toolagent_pl.training.acceleration import MIN_FOR_COMPILING
 from toolagent_pl.training.stream import FixedProblems, ProblemStream, Sample

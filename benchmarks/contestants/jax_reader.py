@@ -65,8 +65,9 @@ def task_of(module: ToolAgent, problems: Problems) -> tuple[Task, Rules]:
     """What JAX is told of problems."""
     state, width = module.env.reset(problems), problems.operands.shape[1]
     transitions, reports = module.env.tables(width, problems.device)
-    transitions = transitions[:, [0, 1, 2, 4, 6, 8]]  # of a register, only where its value is
+    transitions = transitions[:, [0, 1, 2, 3, 5, 7]]  # of a register, only where its value is
     transitions[:, 2:5] //= 2
+    reports = reports[:: 1 + len(module.env.actions)]  # one for each control state
     inside = torch.arange(width) < problems.length[:, None]
     told = (problems.prompt, problems.prompt_length, inside, state.registers, state.control, problems.target)
     answer = torch.tensor(module.env.tokens.index(Token.ANS))

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bare import as_command_line, steps_of, trained_reader
-from toolagent_pl.envs.calculator.stages import Stages
 
 MINIBATCHES = 2
 ENCODER = ("symbol", "score")  # layers that see each number of a problem once, not each step
@@ -16,7 +15,8 @@ class Update:
     def __init__(self, batch: int, stage: str, width: int) -> None:
         as_command_line(batch)
         module, self.steps = trained_reader(stage, width), steps_of(stage)
-        numbers = Stages([stage]).operands
+        zero = torch.zeros(1, dtype=torch.int64)
+        numbers = module.env.problems(zero, zero, 0, held_out=False).operands.shape[1]
         layers = {name: part for name, part in module.agent.named_modules() if isinstance(part, nn.Linear)}
         self.batch, self.actions = batch, 0
         self.acting, self.learning = [], []

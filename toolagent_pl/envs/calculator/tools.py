@@ -153,6 +153,8 @@ def find_tools(tools: Sequence[str | Tool]) -> tuple[Tool, ...]:
         tool: Any = built_in.get(given, given) if isinstance(given, str) else given
         if isinstance(tool, str):
             try:
+                if "." not in tool:  # that would be a module, which to import runs its code
+                    raise ValueError("no dotted path")
                 tool = pkgutil.resolve_name(tool)
             except (ImportError, AttributeError, ValueError) as error:
                 raise ValueError(

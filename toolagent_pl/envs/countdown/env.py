@@ -196,7 +196,7 @@ class CountdownEnv(Env):
     def episodes(self, rollout: Rollout) -> list[CountdownEpisode]:
         """The episodes as expressions."""
         problems, seen, action = rollout.problems, rollout.observations.numbers, rollout.actions
-        results = self.results(seen.flatten(0, 1)).gather(1, action.view(-1, 1)).view_as(action)
+        results = self.results(seen.flatten(0, 1)).gather(1, action.reshape(-1, 1)).view(action.shape)
         calls = torch.stack([rollout.visible_actions, results.T], 2)
         columns = (problems.stage, problems.numbers, problems.target, calls, rollout.solved)
         return [self._episode(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
