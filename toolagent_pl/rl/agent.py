@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from toolagent_pl.rl.env import Env, Observation, Record, select
 
-Cache = Any  # a pytree of tensors whose first dimension is B
+Cache = Any  # a tree of tensors (see ``rl.trees``) whose first dimension is B
 MASKED = -1e9  # logit of an action that may not be taken; not infinite, so that entropy and gradients stay finite
 
 
@@ -67,7 +67,7 @@ class Agent(nn.Module, ABC):
         """Read the problems.
 
         Returns:
-            What decoding needs, a pytree of tensors whose first dimension is ``B``.
+            What decoding needs, a tree of tensors (tuples, lists, dictionaries) whose first dimension is ``B``.
         """
 
     @abstractmethod
