@@ -1,6 +1,6 @@
 """What an update of the default run is compared with, each in a module of its own with a class ``Update``.
 
-One update: fresh problems, episodes of the reader in the calculator, two minibatches of PPO with clipped gradients and
+One update: fresh problems, episodes of the reader in the calculator, the minibatches of PPO with clipped gradients and
 Adam. All have the weights of the agent that comes with the package, and a learning rate so low that it stays as it is.
 The others take as many steps with every problem as the reference plans have on average.
 """

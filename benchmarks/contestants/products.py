@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from benchmarks.bare import as_command_line, steps_of, trained_reader
 
-MINIBATCHES = 2
+MINIBATCHES = 4
 ENCODER = ("symbol", "score")  # layers that see each number of a problem once, not each step
 
 
