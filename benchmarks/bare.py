@@ -19,6 +19,7 @@ DEFAULT_RUN: dict[str, Any] = {
     "algorithm": PPO(minibatches=4, ent_coef=0.15, ent_target=1.0),
     "learning_rate": 4e-3,
     "betas": (0.9, 0.98),
+    "weight_decay": 0.2,
 }
 TUTORIAL = ("T0", "T1", "T2")
 Mode = Literal["eager", "replayed", "compiled"]
@@ -75,7 +76,7 @@ class Replaying:
 
 
 class BareLoop:
-    """Nothing but problems, rollout, reward, loss, gradient, clipping and Adam.
+    """Nothing but problems, rollout, reward, loss, gradient, clipping and AdamW.
 
     Args:
         module: A module without a trainer.

@@ -22,8 +22,9 @@ from toolagent_pl.rl.env import PADDING
 from toolagent_pl.training.stream import ProblemStream
 
 POOL = 2**15  # problems
-SHRINK = 0.05  # the reader's
+BALANCE = 1.0  # the reader's
 PPO, RATE, BETAS = DEFAULT_RUN["algorithm"], STEADY_RATE, DEFAULT_RUN["betas"]
+DECAY = DEFAULT_RUN["weight_decay"]
 
 Weights = dict[str, Array]
 State = tuple[Weights, Weights, Weights]  # weights, and Adam's averages of the gradients and of their squares
@@ -103,7 +104,7 @@ def encode(weights: Weights, gaps: Array, before: Array, inside: Array) -> Array
     behind = jnp.pad(gaps[:, 1:], ((0, 0), (0, 1), (0, 0))) @ weights["count"]
     scores = before @ (STEEP * weights["depth"]) + linear(weights, "score", behind)
     change = scores[:, 1:] - scores[:, :-1] + weights["change_bias"]
-    symbols = jnp.tanh(linear(weights, "symbol", behind[:, :-1]))
+    symbols = jnp.tanh(linear(weights, "symbol", jnp.minimum(gaps[:, 1:], 1) @ weights["count"]))
     encoded = jnp.concatenate([scores[:, :-1], symbols, jnp.tanh(change)], 2) * inside[..., None]
     return jnp.pad(encoded, ((0, 0), (0, 1), (0, 0)))
 
@@ -164,7 +165,7 @@ def act(weights: Weights, encoded: Array, number: Array, task: Task, rules: Rule
 
 
 def ppo_loss(weights: Weights, told: tuple[Array, ...], steps: Steps, advantages: Array, returns: Array) -> Array:
-    """The loss of a minibatch, as ``toolagent_pl.rl.ppo.PPO`` has it."""
+    """The loss of a minibatch, as ``toolagent_pl.rl.ppo.PPO`` has it, and the reader's auxiliary loss."""
     log_policy, value = decide(weights, looked_at(encode(weights, *told), steps.seen), steps.present, steps.flags)
     log_prob = jnp.take_along_axis(log_policy, steps.action[..., None], -1)[..., 0]
     ratio = jnp.exp(jnp.where(steps.mask, log_prob - steps.log_prob, 0))
@@ -172,11 +173,13 @@ def ppo_loss(weights: Weights, told: tuple[Array, ...], steps: Steps, advantages
     policy = -jnp.minimum(ratio * advantages, clipped * advantages)
     entropy = -(jnp.exp(log_policy) * log_policy).sum(-1)
     loss = policy + (PPO.vf_coef * jnp.square(returns - value) - PPO.ent_coef * entropy)
-    return (loss * steps.mask).sum() / steps.mask.sum()
+    _, before, _ = told
+    own = BALANCE * jnp.square(before[:, -1] @ (STEEP * weights["depth"])).sum()
+    return ((loss * steps.mask).sum() + own) / steps.mask.sum()
 
 
 def optimized(state: State, gradients: Weights, updates: Array) -> State:
-    """Clipped gradients, Adam, and the reader's shrinking."""
+    """Clipped gradients, and AdamW."""
     norm = jnp.sqrt(sum(jnp.square(g).sum() for g in gradients.values()))
     scale = jnp.minimum(1, 1 / norm)
     weights, first, second = state
@@ -184,13 +187,11 @@ def optimized(state: State, gradients: Weights, updates: Array) -> State:
     second = jax.tree.map(lambda v, g: BETAS[1] * v + (1 - BETAS[1]) * jnp.square(scale * g), second, gradients)
     left = [1 - beta ** (updates + 1.0) for beta in BETAS]
 
-    def moved(w: Array, m: Array, v: Array) -> Array:
-        return w - RATE * m / left[0] / (jnp.sqrt(v / left[1]) + 1e-8)
+    def moved(name: str) -> Array:
+        kept = 1 - RATE * DECAY if name.endswith(".weight") else 1.0  # of linear layers
+        return kept * weights[name] - RATE * first[name] / left[0] / (jnp.sqrt(second[name] / left[1]) + 1e-8)
 
-    weights = jax.tree.map(moved, weights, first, second)
-    depth = weights["depth"]
-    shrunk = jnp.sign(depth) * jnp.maximum(jnp.abs(depth) - SHRINK * RATE, 0)
-    return {**weights, "depth": shrunk}, first, second
+    return {name: moved(name) for name in weights}, first, second
 
 
 @partial(jax.jit, static_argnames=("batch", "length"), donate_argnames="state")

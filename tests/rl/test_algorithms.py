@@ -9,6 +9,7 @@ import torch
 from tests.toy import Room, fit
 from toolagent_pl.rl.a2c import A2C
 from toolagent_pl.rl.agent import Evaluation
+from toolagent_pl.rl.algorithm import Advantages
 from toolagent_pl.rl.grpo import GRPO, RLOO
 from toolagent_pl.rl.mlp import MLPAgent
 from toolagent_pl.rl.ppo import PPO
@@ -194,15 +195,32 @@ def test_advantages_are_normalised_over_the_batch_or_over_each_minibatch(normali
 
 
 def test_minibatches_share_out_all_episodes_and_never_divide_a_group():
-    _, rollout, _, _ = rollout_of(samples=2)
-    parts = minibatches(rollout, 3, seed=5, epoch=0)
+    _, rollout, _, rewards = rollout_of(samples=2)
+    advantages = Advantages(rewards, rewards)
+    parts = minibatches(rollout, advantages, 3, 1.0, seed=5, epoch=0)
     assert torch.cat(parts).sort().values.tolist() == list(range(24))
     for part in parts:
         assert part[::2].tolist() == (part[1::2] - 1).tolist()
         assert (part[::2] // 6).tolist() == [0, 1, 2, 3]  # of neighbouring problems one each
-    assert not torch.equal(torch.cat(parts), torch.cat(minibatches(rollout, 3, seed=5, epoch=1)))
+    assert not torch.equal(torch.cat(parts), torch.cat(minibatches(rollout, advantages, 3, 1.0, seed=5, epoch=1)))
     with pytest.raises(ValueError, match=r"^batch_size: got 12 problems on a rank, expected a multiple of .*, 5"):
-        minibatches(rollout, 5, seed=5, epoch=0)
+        minibatches(rollout, advantages, 5, 1.0, seed=5, epoch=0)
+
+
+def test_the_problems_that_are_learned_from_are_those_of_neighbours_with_the_largest_advantages():
+    _, rollout, _, rewards = rollout_of(samples=2)
+    problem = torch.arange(12).repeat_interleave(2)
+    larger = torch.tensor([0.0, 2, 1, -3, 0, 1, 5, 4, 1, 1, -2, 2])  # of each four neighbours two
+    advantages = Advantages(larger[problem].expand_as(rewards), rewards)
+    parts = minibatches(rollout, advantages, 2, 0.5, seed=5, epoch=0)
+    assert problem[torch.cat(parts)].unique().tolist() == [1, 3, 6, 7, 10, 11]
+    for part in parts:
+        assert part[::2].tolist() == (part[1::2] - 1).tolist()  # both samples
+        assert (part[::2] // 8).tolist() == [0, 1, 2]
+    (alone,) = minibatches(rollout, advantages, 1, 0.25, seed=5, epoch=0)
+    assert problem[alone].unique().tolist() == [3, 6, 10 if 10 in problem[alone] else 11]
+    with pytest.raises(ValueError, match=r"^batch_size: got 12 .* of algorithm.minibatches / annealing.downsample, 5"):
+        minibatches(rollout, advantages, 4, 0.8, seed=5, epoch=0)
 
 
 @pytest.mark.parametrize(("target_kl", "updates"), [(None, 8), (-1.0, 1), (1e6, 8)])
@@ -245,3 +263,12 @@ def test_the_curves_have_the_names_that_the_field_uses(algorithm):
     assert ({"approx_kl", "clip_fraction"} <= names) == isinstance(algorithm, PPO | GRPO)
     assert sum(float(curves[f"actions/{name}"]) for name in ENV.actions) == pytest.approx(1)
     assert all(bool(value.isfinite()) for value in curves.values())
+
+
+def test_only_weights_of_linear_layers_decay():
+    module = fitted(A2C(), batches=1, learning_rate=0.1, weight_decay=0.5)
+    decaying, others = module.optimizers().optimizer.param_groups
+    linear = [layer.weight for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    assert [id(weight) for weight in decaying["params"]] == [id(weight) for weight in linear]
+    assert [decaying["weight_decay"], others["weight_decay"]] == [0.5, 0.0]
+    assert len(others["params"]) == len(list(module.parameters())) - len(linear) > 0

@@ -175,6 +175,22 @@ def test_learning_rate_entropy_and_cost_fall_and_training_stops():
     assert annealing.over
 
 
+def test_only_the_annealing_learns_from_a_share_of_the_episodes():
+    learned = []
+
+    class Learned(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+            learned.append(pl_module.downsample)
+
+    env = Counting(["low"])
+    callbacks = [Learned(), Seen([1.0] * 2), CurriculumCallback(), Annealing(0.9, batches=4, downsample=0.5)]
+    trainer(*callbacks, max_epochs=2).fit(module(env), data(env, batches_per_epoch=2))
+    assert learned == [1.0, 1.0, 0.5, 0.5]
+    odd = data(env, batches_per_epoch=2, batch_size=10)
+    with pytest.raises(ValueError, match=r"^batch_size: got 10 problems .* annealing.downsample, 4"):
+        trainer(Annealing(0.9, downsample=0.25)).fit(module(env, algorithm=A2C()), odd)
+
+
 def test_the_entropy_is_left_alone_where_that_is_asked_for():
     assert {target for _, target, _ in anneal([1.0] * 3, Annealing(0.9, step_cost=0.2)).batches} == {1.0}
 

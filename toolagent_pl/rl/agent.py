@@ -93,12 +93,9 @@ class Agent(nn.Module, ABC):
         whole = (torch.stack(log_prob), torch.stack(entropy), None if value[0] is None else torch.stack(value))
         return Evaluation(*(None if x is None else torch.where(rollout.mask, x, 0) for x in whole))  # type: ignore[arg-type]
 
-    def post_step(self, learning_rate: float) -> None:
-        """Keep weights where they belong, without gradients; called after each step of the optimizer.
-
-        Args:
-            learning_rate: Of the step.
-        """
+    def auxiliary_loss(self, problems: Any) -> Tensor | None:
+        """What is added to the loss of these problems, a scalar, summed over them; None for nothing."""
+        return None
 
     def flop_per_token(self) -> float:
         """FLOP that training on one action takes at least: 6 for each weight, 2 forward and 4 backward; 0 if not known.

@@ -3,11 +3,12 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolagent_pl.rl.agent import Agent, Evaluation
 from toolagent_pl.rl.algorithm import Advantages, Algorithm, LossTerms, check_advantages, check_terms, gae
@@ -43,8 +44,9 @@ class ToolAgent(ActingModule):
         reward: What episodes pay; null for 1 where the problem is solved.
         algorithm: What is learned from them; null for PPO.
         replay: What is imitated again after a batch; null for nothing.
-        learning_rate: Of Adam. The command line's ``--optimizer`` and ``--lr_scheduler`` replace Adam.
-        betas: Of Adam.
+        learning_rate: Of AdamW. The command line's ``--optimizer`` and ``--lr_scheduler`` replace it.
+        betas: Of AdamW.
+        weight_decay: Of AdamW, of the weights of linear layers; all others do not decay.
         max_grad_norm: Norm that gradients are clipped to; null for no clipping.
         accumulate: Parts that a minibatch is evaluated in, one after the other, to save memory. The gradient is that of
             the whole.
@@ -60,6 +62,7 @@ class ToolAgent(ActingModule):
         ent_coef: Weight of the entropy bonus now.
         ent_target: Entropy that it adapts to now; None for a fixed weight.
         step_cost: What each step costs now.
+        downsample: Share of the episodes that are learned from now.
         settings: Options of the command line that decide what is learned, kept in checkpoints.
     """
 
@@ -72,6 +75,7 @@ class ToolAgent(ActingModule):
         replay: SuccessReplay | None = None,
         learning_rate: float = 3e-3,
         betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
         max_grad_norm: float | None = 1.0,
         accumulate: int = 1,
         weights: str | None = None,
@@ -82,6 +86,7 @@ class ToolAgent(ActingModule):
         super().__init__(env, agent, reward, cuda_graphs, compile_step)
         self.automatic_optimization = False
         check_range(above=0, learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+        check_range(at_least=0, weight_decay=weight_decay)
         check_range(at_least=1, at_most=MAX_BATCH, accumulate=accumulate)
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas: got {list(betas)}, expected two numbers of at least 0 and less than 1")
@@ -89,13 +94,14 @@ class ToolAgent(ActingModule):
         if self.algorithm.needs_value and not self.agent.has_critic:
             parts = f"{type(self.algorithm).__name__} with {type(self.agent).__name__}"
             raise ValueError(f"algorithm: got {parts}, expected an agent with a critic")
-        self.learning_rate, self.betas, self.max_grad_norm = learning_rate, betas, max_grad_norm
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
+        self.max_grad_norm = max_grad_norm
         if weights is not None:
             self.agent.load_state_dict(agent_weights(weights, self.agent))
         self.reference = copy.deepcopy(self.agent).requires_grad_(False) if self.algorithm.needs_reference else None
         self.settings: Mapping[str, str] = {}
         self.ent_coef = torch.tensor(self.algorithm.ent_coef, dtype=torch.float64)
-        self.ent_target, self.step_cost = self.algorithm.ent_target, 0.0
+        self.ent_target, self.step_cost, self.downsample = self.algorithm.ent_target, 0.0, 1.0
         self._cost = torch.zeros(())  # step_cost on the device, where a captured graph reads it
         self.actions_taken = torch.zeros((), dtype=torch.int64)  # by all episodes of the last batch
         self._gradient_norm: Tensor | None = None  # of the update under way, before clipping
@@ -103,9 +109,14 @@ class ToolAgent(ActingModule):
         self._fused = True  # all weights in one kernel
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """AdamW."""
         learning = [weight for weight in self.parameters() if weight.requires_grad]
-        return torch.optim.Adam(learning, lr=self.learning_rate, betas=self.betas, fused=self._fused)
+        linear = {layer.weight for layer in self.modules() if isinstance(layer, nn.Linear)}
+        groups = [
+            {"params": [weight for weight in learning if weight in linear], "weight_decay": self.weight_decay},
+            {"params": [weight for weight in learning if weight not in linear], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=self._fused)
 
     def training_step(self, problems: Any, batch_idx: int) -> None:
         """Let the agent act, and learn from what it did: epochs times minibatches updates."""
@@ -114,7 +125,8 @@ class ToolAgent(ActingModule):
         rollout, rewards, advantages = self.acceleration(self.collect, problems, copied=False)
         sums: list[LossTerms] = []
         counts: list[Tensor] = []
-        shares = (minibatches(rollout, algorithm.minibatches, self.seed, epoch) for epoch in range(algorithm.epochs))
+        chosen = partial(minibatches, rollout, advantages, algorithm.minibatches, self.downsample, self.seed)
+        shares = (chosen(epoch) for epoch in range(algorithm.epochs))
         for rows in chain.from_iterable(shares):
             mask = rollout.mask.index_select(1, rows)
             count = self.mean_over_ranks(count_steps(algorithm, mask))
@@ -192,7 +204,8 @@ class ToolAgent(ActingModule):
         terms = self.algorithm.loss(self.evaluate_actions(chosen), chosen, advantages)
         if not torch.compiler.is_compiling():
             check_terms(self.algorithm, terms)
-        return total_loss(self.algorithm, terms, ent_coef) / count, tree_map(torch.detach, terms)
+        loss, own = total_loss(self.algorithm, terms, ent_coef), self.agent.auxiliary_loss(chosen.problems)
+        return (loss if own is None else loss + own) / count, tree_map(torch.detach, terms)
 
     def evaluate_actions(self, rollout: Rollout) -> Evaluation:
         """What the agent thinks of the actions of a rollout now."""
@@ -238,7 +251,6 @@ class ToolAgent(ActingModule):
             with together:
                 self.manual_backward(loss)
         optimizer.step()
-        self.agent.post_step(optimizer.param_groups[0]["lr"])
 
     def gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Norm of the gradients of all weights before clipping, a scalar; computed once in an update."""

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from toolagent_pl.rl.checks import check_range
+from toolagent_pl.rl.updates import neighbours_of
 from toolagent_pl.training.metrics import StageResult, log_metrics
 from toolagent_pl.training.module import ToolAgent
 from toolagent_pl.training.ranks import threads_for
@@ -194,6 +195,8 @@ class Annealing(_Schedule):
         step_cost: What each step costs at first.
         decay: Let the learning rate, the entropy target and the cost fall; otherwise all stay as at first, and
             training goes on.
+        downsample: Share of the episodes of a batch that are learned from, those with the largest advantages: once
+            nearly all are solved, most others have nothing to teach.
 
     Attributes:
         since: Batches seen when annealing began; None while the agent explores.
@@ -209,13 +212,21 @@ class Annealing(_Schedule):
         ent_target: float | None = None,
         step_cost: float = 0.0,
         decay: bool = True,
+        downsample: float = 1.0,
     ) -> None:
-        check_range(above=0, at_most=1, at=at)
+        check_range(above=0, at_most=1, at=at, downsample=downsample)
         check_range(at_least=1, batches=batches)
         check_range(at_least=0, ent_target=ent_target, step_cost=step_cost)
         self.at, self.batches, self.ent_target, self.step_cost, self.decay = at, batches, ent_target, step_cost, decay
+        self.downsample = downsample
         self.since: int | None = None
         self.over = False
+
+    def check(self, module: ToolAgent) -> None:
+        """Raise a ValueError now for a batch that could not be shared out then."""
+        if self.at is not None:
+            size = module.trainer.datamodule.batch_size // module.ranks  # type: ignore[attr-defined]
+            neighbours_of(size, module.algorithm.minibatches, self.downsample)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         """Set what follows from how far the annealing is."""
@@ -228,6 +239,7 @@ class Annealing(_Schedule):
                 for group in optimizer.param_groups:
                     rate = group.setdefault("lr_before_annealing", group["lr"])  # saved with the optimizer
                     group["lr"] = rate * max(MIN_LEARNING_RATE, left)
+        pl_module.downsample = self.downsample
         pl_module.step_cost = self.step_cost * max(MIN_COST, 1 - (1 - left) / COST_ENDS_AT)
         if self.ent_target is not None:
             pl_module.ent_target = self.ent_target * max(MIN_ENTROPY, left)

@@ -6,7 +6,8 @@ import torch
 from tests.strategies import WITH_MAX
 from toolagent_pl.envs.calculator.env import CalculatorEnv
 from toolagent_pl.envs.calculator.problems import Problems
-from toolagent_pl.envs.calculator.reader import Reader
+from toolagent_pl.envs.calculator.reader import STEEP, Reader
+from toolagent_pl.envs.calculator.tools import Token
 from toolagent_pl.envs.calculator.transformer import TransformerReader
 from toolagent_pl.rl.agent import Agent
 from toolagent_pl.rl.env import select
@@ -127,17 +128,32 @@ def test_digits_say_nothing_about_a_plan():
     assert torch.equal(rollout.actions[:, 0], rollout.actions[:, 1])
 
 
-def test_what_tokens_add_to_all_scores_shrinks_to_nothing_unless_it_is_learned():
-    agent = Reader(ENV, shrink=1.0)
-    before = agent.depth.detach().clone()
-    agent.post_step(0.1)
-    kept = before.abs() > 0.1
-    torch.testing.assert_close(agent.depth[kept], before[kept] - 0.1 * before[kept].sign())
-    assert not agent.depth[~kept].any()
+def test_what_brackets_add_to_scores_may_cancel_out_and_what_operators_add_may_not():
+    agent = Reader(ENV, balance=0.5)
+    problems = Problems.from_expressions(["(1-2)*(3-(4+5))", "7-3"])
+    with torch.no_grad():
+        agent.depth.zero_()
+        agent.depth[ENV.vocabulary.names.index("(")] = 1.0
+        agent.depth[ENV.vocabulary.names.index(")")] = -1.0
+        assert agent.auxiliary_loss(problems) == 0
+        agent.depth[Token.SUB] = 0.25  # twice in the first problem, once in the second
+    loss = agent.auxiliary_loss(problems)
+    assert loss == 0.5 * (2**2 + 1) * (STEEP * 0.25) ** 2 * agent.scores
+    loss.backward()
+    assert agent.depth.grad[Token.SUB].all()
+
+
+def test_symbols_say_what_there_is_in_a_gap_however_often():
+    agent = made("reader", ENV)
+    caches = [agent.prefill(Problems.from_expressions([text])) for text in ("((1-2))*3", "(1-2)*3")]
+    bounded = [cache.symbols[0, 1:, :-1] for cache in caches]
+    own = agent.symbol.out_features
+    assert bounded[0][:, :own].equal(bounded[1][:, :own])
+    assert not bounded[0].equal(bounded[1])  # the scores change more
 
 
 def test_sizes_out_of_range_are_refused():
-    wrong = [(Reader, {"hidden": 0}), (Reader, {"shrink": -1}), (TransformerReader, {"d": 7})]
+    wrong = [(Reader, {"hidden": 0}), (Reader, {"balance": -1}), (TransformerReader, {"d": 7})]
     for kind, option in [*wrong, (TransformerReader, {"heads": 3})]:
         with pytest.raises(ValueError, match=f"^{next(iter(option))}: got {next(iter(option.values()))}"):
             kind(ENV, **option)

@@ -17,7 +17,7 @@ from toolagent_pl.rl.rollout import Rollout, can_sync
 MAX_SIZE = 4096
 SHARP = 2.0  # factor of the initial weights in front of a tanh: they should tell apart what they see at once
 # Factor of what tokens add to the scores behind them, which begins near 0: with a large factor a small weight is enough
-# for a difference of depths to be nearly a sign in front of a tanh, and shrinking leaves no more than that.
+# for a difference of depths to be nearly a sign in front of a tanh.
 STEEP = 12.0
 FIRST_COUNTED = int(Token.D9) + 1  # digits say nothing about a plan
 
@@ -51,10 +51,11 @@ class Reader(Agent):
     """Encodes each number of a prompt by the operators and brackets around it, and decides on what it looks at.
 
     The encoder adds up a learned table of counters over the gaps between numbers. A number is encoded by bounded
-    symbols of the gap behind it, by scores that are linear in all that stands before it and in that gap (the depth of
-    brackets is such a sum, exact at any depth), and by how the scores change to the next number. Digits say nothing
-    about a plan, and count nothing. What a token adds to all scores behind it is shrunk towards 0 after each update:
-    else the operators, whose sum says nothing, would drown that of the brackets in long problems.
+    symbols of what there is in the gap behind it, however often, by scores that are linear in all that stands before it
+    and in that gap (the depth of brackets is such a sum, exact at any depth), and by how the scores change to the next
+    number. Digits say nothing about a plan, and count nothing. By the end of a problem a score should be back where it
+    began, which an auxiliary loss sees to: brackets cancel out, while what operators add, or an opening bracket more
+    than a closing one, would drown their depth in long problems.
 
     The decoder looks at the positions that the tools report: it gets their symbols, and compares their scores pair by
     pair (next operand and accumulator, accumulator and top of memory, top of memory and left operand). All that the
@@ -68,7 +69,7 @@ class Reader(Agent):
         scores: Scores of each number.
         hidden: Width of the decoder.
         critic: Width of the critic.
-        shrink: How fast what tokens add to the scores behind them is shrunk, times the learning rate.
+        balance: Weight of the auxiliary loss, the square of what all of a problem adds to a score.
         recurrent: Let a GRU remember what was seen in earlier steps. It is not needed where the tools report all
             positions, and then slower.
 
@@ -84,7 +85,7 @@ class Reader(Agent):
         scores: int = 8,
         hidden: int = 64,
         critic: int = 32,
-        shrink: float = 0.05,
+        balance: float = 1.0,
         recurrent: bool = False,
     ) -> None:
         super().__init__(env)
@@ -97,8 +98,8 @@ class Reader(Agent):
             hidden=hidden,
             critic=critic,
         )
-        check_range(at_least=0, shrink=shrink)
-        self.scores, self.hidden, self.critic, self.shrink = scores, hidden, critic, shrink
+        check_range(at_least=0, balance=balance)
+        self.scores, self.hidden, self.critic, self.balance = scores, hidden, critic, balance
         positions = max(1, env.positions)  # without any, the mean over all numbers takes their place
         pairs = positions - 1
         self.count = nn.Parameter(torch.randn(env.vocabulary.size, counters) * 0.5)
@@ -138,11 +139,12 @@ class Reader(Agent):
         tokens.scatter_add_(0, place.flatten(), counted.flatten())
         sums = tokens.view(size, count, width).cumsum(1).view(-1, width)
         with exact_products(prompt.device.type):  # scores are sums at any depth
-            counters = tokens.view(-1, width) @ self.count[FIRST_COUNTED:]
+            tokens, count_of = tokens.view(-1, width), self.count[FIRST_COUNTED:]
+            counters, presence = tokens @ count_of, tokens.clamp(max=1) @ count_of
             before = sums @ (STEEP * self.depth[FIRST_COUNTED:])
         # Of all gaps first, since a layer takes longer on a part of a tensor.
         before, behind, symbols = (
-            x.view(size, count, -1) for x in (before, self.score(counters), self.symbol(counters))
+            x.view(size, count, -1) for x in (before, self.score(counters), self.symbol(presence))
         )
         scores = before[:, :-1] + behind[:, 1:]  # [B, N + 1, S]
         score, change = scores[:, :-1], scores[:, 1:] - scores[:, :-1]
@@ -181,13 +183,14 @@ class Reader(Agent):
         whole = (x.view(steps, episodes) for x in found)
         return Evaluation(*(torch.where(rollout.mask, x, 0) for x in whole))
 
-    @torch.no_grad()
-    def post_step(self, learning_rate: float) -> None:
-        """Shrink what tokens add to the scores behind them, down to 0: a proximal step for the sum of magnitudes.
-
-        Source: Daubechies et al., "An iterative thresholding algorithm", 2004, equation 2.2.
-        """
-        self.depth.copy_(F.softshrink(self.depth, self.shrink * learning_rate))
+    def auxiliary_loss(self, problems: Problems) -> Tensor:
+        """``balance`` times the square of what all tokens of a problem add to a score, summed over both."""
+        prompt = problems.prompt
+        inside = torch.arange(prompt.shape[1], device=prompt.device) < problems.prompt_length[:, None]
+        counted = (inside & (prompt >= FIRST_COUNTED)).to(self.depth.dtype)
+        tokens = counted.new_zeros(len(prompt), len(self.depth)).scatter_add_(1, prompt, counted)
+        with exact_products(prompt.device.type):
+            return self.balance * (tokens @ (STEEP * self.depth)).square().sum()
 
     def _decide(self, cache: ReaderCache, row: Tensor, observation: Observation) -> tuple[Policy, Tensor]:
         """The policy for observations ``[K, ...]`` of these rows of the cache, int64 ``[K]``; and the next state."""
