@@ -17,7 +17,7 @@ from toolagent_pl.training.stream import ProblemStream
 # What `fit` has without any configuration.
 DEFAULT_RUN: dict[str, Any] = {
     "algorithm": PPO(minibatches=4, ent_coef=0.15, ent_target=1.0),
-    "learning_rate": 4e-3,
+    "learning_rate": 1e-2,
     "betas": (0.9, 0.98),
     "weight_decay": 0.2,
 }

@@ -191,6 +191,26 @@ def test_only_the_annealing_learns_from_a_share_of_the_episodes():
         trainer(Annealing(0.9, downsample=0.25)).fit(module(env, algorithm=A2C()), odd)
 
 
+def test_the_agent_ends_with_the_average_of_its_weights_that_was_asked_for():
+    seen = []
+
+    class Weights(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+            seen.append([weight.detach().clone() for weight in pl_module.agent.parameters()])
+
+    env = Counting(["low"])
+    agent, annealing = module(env, learning_rate=0.1), Annealing(0.9, batches=4, average=0.75)
+    callbacks = [Weights(), Seen([1.0] * 3), CurriculumCallback(), annealing]
+    trainer(*callbacks, max_epochs=3).fit(agent, data(env, batches_per_epoch=2))
+    assert annealing.over
+    for i, weight in enumerate(agent.agent.parameters()):
+        average = seen[2][i]
+        for later in seen[3:]:
+            average = 0.75 * average + 0.25 * later[i]
+        torch.testing.assert_close(weight.detach(), average)
+        assert not weight.equal(seen[-1][i])
+
+
 def test_the_entropy_is_left_alone_where_that_is_asked_for():
     assert {target for _, target, _ in anneal([1.0] * 3, Annealing(0.9, step_cost=0.2)).batches} == {1.0}
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from toolagent_pl.rl.checks import check_range
 from toolagent_pl.rl.updates import neighbours_of
@@ -197,13 +198,18 @@ class Annealing(_Schedule):
             training goes on.
         downsample: Share of the episodes of a batch that are learned from, those with the largest advantages: once
             nearly all are solved, most others have nothing to teach.
+        average: Decay of an exponential average of the weights, per batch, which the agent ends with; null for the last
+            weights, which are now and then worse at one kind of problem than those before. Validation shows the weights
+            that are trained. Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging",
+            1992.
 
     Attributes:
         since: Batches seen when annealing began; None while the agent explores.
+        averages: Of the agent's weights since then.
         over: Whether it has come to its end.
     """
 
-    kept = ("since", "over")
+    kept = ("since", "averages", "over")
 
     def __init__(
         self,
@@ -213,13 +219,15 @@ class Annealing(_Schedule):
         step_cost: float = 0.0,
         decay: bool = True,
         downsample: float = 1.0,
+        average: float | None = None,
     ) -> None:
-        check_range(above=0, at_most=1, at=at, downsample=downsample)
+        check_range(above=0, at_most=1, at=at, downsample=downsample, average=average)
         check_range(at_least=1, batches=batches)
         check_range(at_least=0, ent_target=ent_target, step_cost=step_cost)
         self.at, self.batches, self.ent_target, self.step_cost, self.decay = at, batches, ent_target, step_cost, decay
-        self.downsample = downsample
+        self.downsample, self.average = downsample, average
         self.since: int | None = None
+        self.averages: list[Tensor] = []
         self.over = False
 
     def check(self, module: ToolAgent) -> None:
@@ -246,6 +254,13 @@ class Annealing(_Schedule):
         elif pl_module.ent_target is None:  # nothing else moves it
             pl_module.ent_coef.fill_(pl_module.algorithm.ent_coef * max(MIN_ENTROPY, left))
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        """Average the weights."""
+        if self.since is not None and self.average is not None:
+            weights = [weight.detach() for weight in pl_module.agent.parameters()]
+            pairs = zip(weights, self.averages or weights, strict=True)
+            self.averages = [weight.lerp(average.to(weight.device), self.average) for weight, average in pairs]
+
     def decide(self, trainer: Trainer, module: ToolAgent) -> None:
         """Begin, or end."""
         seen = module.batches_seen
@@ -254,6 +269,9 @@ class Annealing(_Schedule):
         if self.since is not None:
             if self.decay and seen - self.since >= self.batches:
                 rank_zero_info(f"Annealed after {seen} batches.")
+                with torch.no_grad():
+                    for weight, average in zip(module.agent.parameters(), self.averages, strict=False):
+                        weight.copy_(average)
                 self.over = trainer.should_stop = True
         elif (
             (at := self.at) is not None
