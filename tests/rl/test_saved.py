@@ -167,7 +167,7 @@ def test_the_card_of_the_shipped_agent_follows_from_its_description(tmp_path):
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (PRETRAINED / name).read_bytes()
     card = (tmp_path / "README.md").read_text()
-    assert "| E16 | 9,998 | 10,000 | 99.98% |  | never trained on |" in card
+    assert "| E20 | 9,998 | 10,000 | 99.98% |  | never trained on |" in card
     assert "| E5 | 100,000 | 100,000 | 100.00% | all of 42 shapes right, 2," in card
     assert "Reads a tape of operands from left to right" in card
     assert "configs/expressions.yaml`, seed 0." in card
