@@ -63,7 +63,7 @@ class InTurns(Callback):
             self.bare.append((time.perf_counter() - now) / TURN)
         if timed == self.turns * TURN:
             times = {"fit": self.fit, "bare": self.bare}
-            same = bool(checksum(pl_module) == checksum(self.loop.module))
+            same = bool(checksum(pl_module.parameters()) == checksum(self.loop.module.parameters()))
             Path(DOCUMENT).write_text(json.dumps(times | {"same_weights": same}))
         self.since = time.perf_counter()
 

@@ -48,6 +48,10 @@ class Dump(Callback):
 """
 
 
+ANNEALED = ["--annealing.at=0.001", "--annealing.batches=2", "--annealing.downsample=0.5", "--annealing.average=0.5"]
+ANNEALED += ["--trainer.max_epochs=3"]
+
+
 class Rank(NamedTuple):
     """What a rank ends with, and what it saw: the gradients of each update before they are clipped, the problems."""
 
@@ -117,15 +121,16 @@ def test_two_ranks_equal_each_other_and_one_rank_with_the_whole_batch(tmp_path, 
         ["--model.algorithm=dump.Twice", "--model.accumulate=3"],
         ["--model.accumulate=50"],
         ["--model.replay=SuccessReplay"],
+        ANNEALED,
     ],
-    ids=["several updates, each in parts", "parts of different sizes", "successes are imitated"],
+    ids=["several updates, each in parts", "parts of different sizes", "successes are imitated", "annealed to its end"],
 )
 def test_however_a_batch_is_learned_from_two_ranks_do_what_one_does(tmp_path, options):
     """Minibatches are the same for any number of ranks, advantages are normalised over all of them."""
-    options = [*options, "--data.batch_size=128", "--trainer.max_epochs=2"]
+    updates = {"--model.algorithm=dump.Twice": 16, "--model.replay=SuccessReplay": 8, ANNEALED[0]: 6}.get(options[0], 4)
+    options = ["--data.batch_size=128", "--trainer.max_epochs=2", *options]
     (whole,) = train(tmp_path / "whole", 1, *options)
     first, second = train(tmp_path / "two", 2, *options)
-    updates = {"--model.algorithm=dump.Twice": 16, "--model.replay=SuccessReplay": 8}.get(options[0], 4)
     assert_same_gradients(whole, first, second, updates, 1e-4)
     assert distance(first, second) == 0
     assert distance(first, whole) < 1e-4

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +88,21 @@ class RanksDisagreeError(RuntimeError):
     """Ranks that should be equal are not."""
 
 
-def checksum(module: torch.nn.Module) -> Tensor:
-    """Sum of the bit patterns of all parameters, int64: equal weights have equal sums, in every order."""
-    parameters = [p.detach().contiguous() for p in module.parameters()]
-    return torch.stack([p.view(INTEGERS[p.element_size()]).sum(dtype=torch.int64) for p in parameters]).sum()
+def checksum(weights: Iterable[Tensor]) -> int:
+    """Sum of the bit patterns of all weights: equal weights have equal sums, in every order."""
+    patterns = [weight.detach().contiguous().view(INTEGERS[weight.element_size()]) for weight in weights]
+    return int(torch.stack([pattern.sum(dtype=torch.int64) for pattern in patterns]).sum()) if patterns else 0
 
 
 def _state(trainer: Trainer, module: ToolAgent) -> dict[str, Any]:
     """What must be equal on all ranks, by name."""
-    state: dict[str, Any] = {"weights": int(checksum(module)), "step": module.batches_seen}
+    state: dict[str, Any] = {"weights": checksum(module.parameters()), "step": module.batches_seen}
     state["weight of the entropy"] = float(module.ent_coef)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set where Lightning connects them
-        if isinstance(callback, CurriculumCallback | Annealing):
-            state["annealing" if isinstance(callback, Annealing) else "curriculum"] = callback.state_dict()
+        if isinstance(callback, CurriculumCallback):
+            state["curriculum"] = callback.state_dict()
+        elif isinstance(callback, Annealing):
+            state["annealing"] = callback.state_dict() | {"averages": checksum(callback.averages)}
     return state
 
 
