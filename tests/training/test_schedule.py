@@ -186,6 +186,8 @@ def test_only_the_annealing_learns_from_a_share_of_the_episodes():
     callbacks = [Learned(), Seen([1.0] * 2), CurriculumCallback(), Annealing(0.9, batches=4, downsample=0.5)]
     trainer(*callbacks, max_epochs=2).fit(module(env), data(env, batches_per_epoch=2))
     assert learned == [1.0, 1.0, 0.5, 0.5]
+    with pytest.raises(ValueError, match=r"^downsample: got 0.75, expected algorithm.minibatches, 1, over"):
+        trainer(Annealing(0.9, downsample=0.75)).fit(module(env, algorithm=A2C()), data(env))
     odd = data(env, batches_per_epoch=2, batch_size=10)
     with pytest.raises(ValueError, match=r"^batch_size: got 10 problems .* annealing.downsample, 4"):
         trainer(Annealing(0.9, downsample=0.25)).fit(module(env, algorithm=A2C()), odd)

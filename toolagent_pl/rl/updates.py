@@ -22,9 +22,11 @@ def neighbours_of(problems: int, count: int, share: float) -> int:
     """How many neighbouring problems share out one place in each of ``count`` minibatches.
 
     Raises:
-        ValueError: If minibatches cannot be equal.
+        ValueError: If minibatches cannot be equal, or such a share cannot be had.
     """
     neighbours = round(count / share)
+    if abs(count / neighbours - share) > 0.01 * share:
+        raise ValueError(f"downsample: got {share}, expected algorithm.minibatches, {count}, over a whole number")
     if problems % neighbours:
         expected = "algorithm.minibatches" + (" / annealing.downsample" if share < 1 else "")
         got = f"{problems} problems on a rank"

@@ -197,7 +197,7 @@ class Annealing(_Schedule):
         decay: Let the learning rate, the entropy target and the cost fall; otherwise all stay as at first, and
             training goes on.
         downsample: Share of the episodes of a batch that are learned from, those with the largest advantages: once
-            nearly all are solved, most others have nothing to teach.
+            nearly all are solved, most others have nothing to teach. Losses and entropy are then those of this share.
         average: Decay of an exponential average of the weights, per batch, which the agent ends with; null for the last
             weights, which are now and then worse at one kind of problem than those before. Validation shows the weights
             that are trained. Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging",
