@@ -272,3 +272,12 @@ def test_only_weights_of_linear_layers_decay():
     assert [id(weight) for weight in decaying["params"]] == [id(weight) for weight in linear]
     assert [decaying["weight_decay"], others["weight_decay"]] == [0.5, 0.0]
     assert len(others["params"]) == len(list(module.parameters())) - len(linear) > 0
+
+
+def test_what_an_agent_adds_is_part_of_the_loss():
+    agent, rollout, _, rewards = rollout_of()
+    module = ToolAgent(ENV, agent=lambda env: agent, algorithm=A2C())
+    arguments = torch.arange(6), Advantages(rewards[:, :6], rewards[:, :6]), torch.tensor(4.0), torch.tensor(0.1)
+    without, _ = module.minibatch_loss(rollout, *arguments)
+    agent.auxiliary_loss = lambda problems: torch.tensor(2.0) * len(problems.number)
+    torch.testing.assert_close(module.minibatch_loss(rollout, *arguments)[0], without + 2.0 * 6 / 4.0)
