@@ -276,7 +276,7 @@ def test_only_weights_of_linear_layers_decay():
 
 def test_what_an_agent_adds_is_part_of_the_loss():
     agent, rollout, _, rewards = rollout_of()
-    module = ToolAgent(ENV, agent=lambda env: agent, algorithm=A2C())
+    module = ToolAgent(ENV, agent=lambda _: agent, algorithm=A2C())
     arguments = torch.arange(6), Advantages(rewards[:, :6], rewards[:, :6]), torch.tensor(4.0), torch.tensor(0.1)
     without, _ = module.minibatch_loss(rollout, *arguments)
     agent.auxiliary_loss = lambda problems: torch.tensor(2.0) * len(problems.number)
