@@ -111,12 +111,23 @@ def changed_curriculum(rank):
 
 
 def changed_annealing(rank):
+    rank.callbacks[1].since = 0
+
+
+def changed_annealing_average(rank):
     rank.callbacks[1].averages[0] += 1e-6
 
 
 @pytest.mark.parametrize(
     "change",
-    [changed_weights, changed_step, changed_weight_of_the_entropy, changed_curriculum, changed_annealing],
+    [
+        changed_weights,
+        changed_step,
+        changed_weight_of_the_entropy,
+        changed_curriculum,
+        changed_annealing,
+        changed_annealing_average,
+    ],
 )
 def test_whatever_differs_between_ranks_is_named(monkeypatch, change):
     ranks = [
@@ -131,7 +142,7 @@ def test_whatever_differs_between_ranks_is_named(monkeypatch, change):
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     RanksAgree().on_train_start(ranks[0], ranks[0].module)  # equal ranks
     change(ranks[1])
-    what = change.__name__.removeprefix("changed_").replace("_", " ")
+    what = change.__name__.removeprefix("changed_").removesuffix("_average").replace("_", " ")
     with pytest.raises(RanksDisagreeError, match=f"^step 0: {what} of rank 1 differ from rank 0"):
         RanksAgree().on_validation_end(ranks[0], ranks[0].module)
 
