@@ -28,6 +28,13 @@ def exact_products(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if lower else nullcontext()
 
 
+def counted_tokens(problems: Problems) -> Tensor:
+    """Which tokens of the prompts count, bool ``[B, L]``: all but digits and padding."""
+    prompt = problems.prompt
+    inside = torch.arange(prompt.shape[1], device=prompt.device) < problems.prompt_length[:, None]
+    return inside & (prompt >= FIRST_COUNTED)
+
+
 class ReaderCache(NamedTuple):
     """What was read, and the decoder's memory.
 
@@ -123,17 +130,16 @@ class Reader(Agent):
     def prefill(self, problems: Problems) -> ReaderCache:
         """Encode all numbers."""
         prompt = problems.prompt
-        size, length = prompt.shape
+        size = prompt.shape[0]  # len() would be a constant to torch.export
         digit = prompt <= int(Token.D9)  # torch.compile does not know it for a number
         last_digit = digit & ~F.pad(digit[:, 1:], (0, 1))
         number = F.pad(running_sum(last_digit[:, :-1]), (1, 0))  # how many numbers end before each token
-        outside = torch.arange(length, device=prompt.device) >= problems.prompt_length[:, None]
         # How often each token but the digits stands in each gap between numbers: gap 0 comes before the first number,
         # gap k + 1 behind number k. All else are products with that. The last gap is one more than there are numbers:
         # so the change behind the last number does not depend on how wide the longest problem of the batch is.
         count, width = problems.operands.shape[1] + 2, len(self.count) - FIRST_COUNTED
         gap = number + torch.arange(size, device=prompt.device)[:, None] * count
-        counted = (~(digit | outside)).to(self.count.dtype)
+        counted = counted_tokens(problems).to(self.count.dtype)
         tokens = counted.new_zeros(size * count * width)
         place = gap * width + (prompt - FIRST_COUNTED).clamp(min=0)
         tokens.scatter_add_(0, place.flatten(), counted.flatten())
@@ -185,9 +191,7 @@ class Reader(Agent):
 
     def auxiliary_loss(self, problems: Problems) -> Tensor:
         """``balance`` times the square of what all tokens of a problem add to a score, summed over both."""
-        prompt = problems.prompt
-        inside = torch.arange(prompt.shape[1], device=prompt.device) < problems.prompt_length[:, None]
-        counted = (inside & (prompt >= FIRST_COUNTED)).to(self.depth.dtype)
+        prompt, counted = problems.prompt, counted_tokens(problems).to(self.depth.dtype)
         tokens = counted.new_zeros(len(prompt), len(self.depth)).scatter_add_(1, prompt, counted)
         with exact_products(prompt.device.type):
             return self.balance * (tokens @ (STEEP * self.depth)).square().sum()
